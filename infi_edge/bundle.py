@@ -1,0 +1,213 @@
+"""The filter bundle `NAME.infi`: read, verify, write."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from infi_edge.archive import read_archive, write_archive
+from infi_edge.errors import BundleError, ConfigError
+from infi_edge.policy import Knobs
+from infi_edge.preprocess import ImageSpec
+
+FORMAT_VERSION = 1
+MAX_DIM = 4096
+MAX_SIDE = 1024
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class FilterSpec(_Strict):
+    """How the input becomes an embedding.
+
+    kind: `net` (member `filter.tflite`) or `light` (members `features.npy`, `gains.npy`).
+    dim: numbers in the embedding. scale: embedding units per uint8 step (a float net's output is
+    divided by it). parameters: of the trained filter, for `inspect`.
+    """
+
+    kind: Literal["net", "light"]
+    dim: int
+    scale: float
+    parameters: int
+
+
+class SkipSpec(_Strict):
+    """score = sigmoid(weight * sum(embedding) + bias); a light filter: sigmoid(skip.npy . f)."""
+
+    weight: float
+    bias: float
+
+
+class ReuseSpec(_Strict):
+    """p(changed) = sigmoid(bias + distance * d + log_age * log(1 + age_s) + age * age_s)."""
+
+    distance: float
+    log_age: float
+    age: float
+    bias: float
+
+
+class WorkloadInfo(_Strict):
+    """The workload the filter was trained for, as text, and what tells its model apart."""
+
+    model: str
+    model_identity: str
+    decoder: str
+    task: str
+    same: str
+    labels: list[str]
+
+
+class OperatingPoint(_Strict):
+    """One row of the calibration table: a target, the knobs that hold it, what to expect of them.
+
+    measure: what the target is about. bound: lower bound of it at the bundle's confidence.
+    kind: `guarantee` where the bound is proven (Learn-then-Test), else `estimate`.
+    """
+
+    measure: Literal["accuracy", "recall"]
+    target: float
+    knobs: Knobs
+    accuracy: float
+    recall: float | None
+    filtering_rate: float
+    bound: float
+    kind: Literal["guarantee", "estimate"]
+
+
+class Calibration(_Strict):
+    """How the table was made. blocks: independent ones, of block_inputs inputs each."""
+
+    confidence: float
+    blocks: int
+    block_inputs: int
+    chosen: int
+    points: list[OperatingPoint]
+
+
+class Manifest(_Strict):
+    """Everything a bundle says about itself (members and their hashes are the archive's)."""
+
+    format_version: int
+    modality: Literal["image"]
+    mechanism: Literal["both", "skip", "reuse"]
+    preprocess: ImageSpec
+    filter: FilterSpec
+    skip: SkipSpec | None
+    reuse: ReuseSpec | None
+    workload: WorkloadInfo
+    calibration: Calibration
+    trained_on: dict[str, str | int | float]
+    parity: dict[str, str | int | float]
+    versions: dict[str, str]
+    lowest_runtime: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle: its manifest and its members' bytes."""
+
+    manifest: Manifest
+    members: dict[str, bytes]
+    name: str
+
+
+def write_bundle(path: str | Path, manifest: Manifest, members: dict[str, bytes]) -> None:
+    """Write a bundle atomically; the same content gives the same bytes."""
+    _check(manifest, str(path))
+    write_archive(path, msgspec.to_builtins(manifest), members)
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Return a verified bundle. Raises BundleError, and nothing else, with one clear sentence."""
+    raw, members = read_archive(path)
+    manifest = parse_manifest(raw, str(path))
+    wanted = {"net": {"filter.tflite"}, "light": {"features.npy", "gains.npy"}}
+    needed = wanted[manifest.filter.kind]
+    if manifest.filter.kind == "light" and manifest.skip is not None:
+        needed = needed | {"skip.npy"}
+    if set(members) != needed:
+        raise BundleError(
+            f"{path} is damaged: a {manifest.filter.kind} filter has the members "
+            f"{', '.join(sorted(needed))}, not {', '.join(sorted(members)) or 'none'}"
+        )
+    return Bundle(manifest, members, Path(path).stem)
+
+
+def parse_manifest(raw: dict[str, Any], name: str) -> Manifest:
+    """Return a checked manifest. Raises BundleError."""
+    version = raw.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(f"{name} is damaged: its manifest has no format_version")
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{name} has format version {version}, this infi-edge reads up to {FORMAT_VERSION}; "
+            "update infi-edge"
+        )
+    try:
+        manifest = msgspec.convert(raw, Manifest)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        raise BundleError(f"{name} is damaged: its manifest is wrong: {error}") from error
+    _check(manifest, name)
+    return manifest
+
+
+def _check(manifest: Manifest, name: str) -> None:
+    spec, size, calibration = manifest.filter, manifest.preprocess, manifest.calibration
+    heads = [h for h in (manifest.skip, manifest.reuse) if h is not None]
+    problems = {
+        "head": not all(math.isfinite(x) for h in heads for x in msgspec.structs.astuple(h)),
+        "embedding size": not 1 <= spec.dim <= MAX_DIM,
+        "embedding scale": not (math.isfinite(spec.scale) and spec.scale > 0),
+        "input size": not (1 <= size.width <= MAX_SIDE and 1 <= size.height <= MAX_SIDE),
+        "mechanism": (
+            (manifest.skip is None and manifest.reuse is None)
+            or (manifest.mechanism == "skip" and manifest.skip is None)
+            or (manifest.mechanism == "reuse" and manifest.reuse is None)
+        ),
+        "calibration table": not 0 <= calibration.chosen < len(calibration.points),
+        "knobs": any(_bad_knobs(point.knobs) for point in calibration.points),
+    }
+    for what, wrong in problems.items():
+        if wrong:
+            raise BundleError(f"{name} is damaged: its manifest has an impossible {what}")
+
+
+def _bad_knobs(knobs: Knobs) -> bool:
+    whole = (
+        knobs.max_since_inference,
+        knobs.max_distance,
+        knobs.max_consecutive_filtered,
+    )
+    return not 1 <= knobs.votes <= 1000 or any(n is not None and n < 0 for n in whole)
+
+
+def operating_point(
+    manifest: Manifest,
+    target_accuracy: float | None = None,
+    target_recall: float | None = None,
+) -> OperatingPoint:
+    """Return the row for a target, or the bundle's own choice when none is named.
+
+    A target between rows takes the next stricter row. Raises ConfigError if no row holds it.
+    """
+    points = manifest.calibration.points
+    if target_accuracy is None and target_recall is None:
+        return points[manifest.calibration.chosen]
+    measure = "accuracy" if target_accuracy is not None else "recall"
+    target = target_accuracy if target_accuracy is not None else target_recall
+    assert target is not None
+    rows = [p for p in points if p.measure == measure and p.target >= target - 1e-9]
+    if not rows:
+        known = ", ".join(f"{p.target:g}" for p in points if p.measure == measure) or "none"
+        raise ConfigError(
+            f"the bundle promises no {measure} of {target:g}; it has {known}; "
+            "train it again with that target"
+        )
+    return min(rows, key=lambda p: p.target)

@@ -1,0 +1,332 @@
+"""The command `infi-edge`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import cv2
+
+from infi_edge import __version__, daemon, doctor, evaluate
+from infi_edge.bundle import Manifest, OperatingPoint, operating_point, read_bundle
+from infi_edge.capture.replay import open_recording, part
+from infi_edge.config import (
+    Config,
+    GateConfig,
+    ModelConfig,
+    OutputConfig,
+    SourceConfig,
+    check_config,
+    load_config,
+)
+from infi_edge.errors import ConfigError, InfiEdgeError
+from infi_edge.filter import InputFilter
+from infi_edge.gate import workload_for
+from infi_edge.replay import SKIPPED
+from infi_edge.workload import Workload, find_labels, model_identity
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def workload_options(command: F) -> F:
+    """Add --model, --decoder, --task, --same, --labels: the same meaning in every command."""
+    for option in reversed(
+        (
+            click.option("--model", help="A .tflite file, or package.module:function."),
+            click.option("--model-version", default="", help="Of a callable; part of its name."),
+            click.option("--decoder", help="ssd, yolov5, blazeface, movenet, classification, raw."),
+            click.option("--task", help="count:car,bus, presence:person, label, pose, ..."),
+            click.option("--same", help="exact (default), within:1, iou:0.5."),
+            click.option("--labels", help="File of class names; else the model's own."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def target_options(command: F) -> F:
+    """Add --target-accuracy and --target-recall, between 0 and 1."""
+    between = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+    command = click.option("--target-recall", type=between, help="Of wanted inputs.")(command)
+    return click.option("--target-accuracy", type=between, help="Agreement with the model.")(
+        command
+    )
+
+
+def part_options(command: F) -> F:
+    """Add --start and --end: the part of a recording, as fractions."""
+    command = click.option("--end", default=1.0, show_default=True, help="Fraction.")(command)
+    return click.option("--start", default=0.0, show_default=True, help="Fraction.")(command)
+
+
+class Bar:
+    """A progress bar on standard error that grows when its total becomes known."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._shown = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        percent = 100 * done // max(total, 1)
+        if percent == self._shown:
+            return
+        if sys.stderr.isatty():
+            filled = "#" * (percent // 4)
+            click.echo(f"\r{self._title:<28} [{filled:<25}] {percent:3d} %", err=True, nl=False)
+            if percent == 100:
+                click.echo(err=True)
+        elif percent // 25 > self._shown // 25:
+            click.echo(f"{self._title}: {percent} %", err=True)
+        self._shown = percent
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="infi-edge")
+def cli() -> None:
+    """A learned input filter in front of an expensive model: SKIP, REUSE or INFER."""
+
+
+def _manifest_workload(
+    manifest: Manifest, options: dict[str, str | None], allow_other: bool
+) -> tuple[Workload, str]:
+    """Return (workload, model identity) of a bundle, with what the user overrides."""
+    model, info = options["model"], manifest.workload
+    if model is None:
+        raise ConfigError(f"give the model with --model (the filter was trained for {info.model})")
+    version = options["model_version"] or ""
+    for name in ("decoder", "task", "same"):
+        given = options[name]
+        if given is not None and given != getattr(info, name):
+            raise ConfigError(
+                f"--{name} {given} is not the filter's {getattr(info, name)}; leave it out, "
+                "or train a filter for it"
+            )
+    if options["labels"] is not None and list(find_labels(model, options["labels"])) != info.labels:
+        raise ConfigError("--labels are not those the filter was trained with; leave it out")
+    workload = workload_for(manifest, model, model_version=version, allow_other_model=allow_other)
+    return workload, model_identity(model, version)
+
+
+@cli.command()
+@click.argument("config", required=False)
+@click.option("--source", help="A clip, a folder of images, or camera:0.")
+@click.option("--filter", "bundle", help="The bundle NAME.infi.")
+@workload_options
+@target_options
+@part_options
+@click.option("--allow-other-model", is_flag=True, help="Run a model the filter does not know.")
+@click.option("--output", default="-", show_default=True, help="JSON lines file; - for stdout.")
+def run(
+    config: str | None,
+    source: str | None,
+    bundle: str | None,
+    target_accuracy: float | None,
+    target_recall: float | None,
+    start: float,
+    end: float,
+    allow_other_model: bool,
+    output: str,
+    **options: str | None,
+) -> None:
+    """Run the loop: of CONFIG (TOML), or of --source, --filter and --model."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    if config is not None:
+        if source or bundle or options["model"]:
+            raise ConfigError("give a configuration file, or --source --filter --model, not both")
+        settings = load_config(config)
+    else:
+        model = options["model"]
+        if source is None or bundle is None or model is None:
+            raise ConfigError("give a configuration file, or --source, --filter and --model")
+        _manifest_workload(read_bundle(bundle).manifest, options, allow_other_model)
+        settings = check_config(
+            Config(
+                source=SourceConfig(address=source, start=start, end=end),
+                model=ModelConfig(
+                    path=model,
+                    version=options["model_version"] or "",
+                    allow_other=allow_other_model,
+                ),
+                gate=GateConfig(
+                    filter=bundle, target_accuracy=target_accuracy, target_recall=target_recall
+                ),
+                output=OutputConfig(jsonl=output),
+            ),
+            "command line",
+        )
+    stats = daemon.run(settings).stats
+    total = sum(stats[action] for action in ("infer", "skip", "reuse")) + stats["error"]
+    errors = f", {stats['error']} errors" if stats["error"] else ""
+    failed = f", {stats['filter_error']} filter errors" if stats["filter_error"] else ""
+    click.echo(
+        f"{total} inputs: {stats['infer']} inferred, {stats['skip']} skipped, "
+        f"{stats['reuse']} reused{errors}{failed}",
+        err=True,
+    )
+    if total and stats["error"] == total:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command("evaluate")
+@click.argument("bundle")
+@click.option("--source", required=True, help="A clip or a folder of images.")
+@workload_options
+@target_options
+@part_options
+@click.option("--allow-other-model", is_flag=True, help="Run a model the filter does not know.")
+@click.option("--timed-inputs", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--misses", type=click.Path(file_okay=False), help="Save wrong inputs here.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def evaluate_command(
+    bundle: str,
+    source: str,
+    target_accuracy: float | None,
+    target_recall: float | None,
+    start: float,
+    end: float,
+    allow_other_model: bool,
+    timed_inputs: int,
+    misses: str | None,
+    as_json: bool,
+    **options: str | None,
+) -> None:
+    """What would BUNDLE save here? Replays it beside the model's own answers."""
+    input_filter = InputFilter(read_bundle(bundle))
+    point = operating_point(input_filter.manifest, target_accuracy, target_recall)
+    recording = open_recording(source)
+    first, last = part(recording, start, end)
+    workload, identity = _manifest_workload(input_filter.manifest, options, allow_other_model)
+    report, truth, outcome = evaluate.evaluate(
+        recording,
+        input_filter,
+        point,
+        workload,
+        identity,
+        first,
+        last,
+        timed_inputs=timed_inputs,
+        progress=Bar("the model on every input"),
+    )
+    if misses is not None:
+        count = evaluate.save_misses(
+            recording,
+            truth,
+            outcome,
+            first,
+            Path(misses),
+            lambda i: f"{'skipped' if outcome.actions[i] == SKIPPED else 'reused'}",
+        )
+        click.echo(f"{count} inputs with a wrong answer saved in {misses}", err=True)
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+    else:
+        click.echo(_evaluation_text(report, point))
+
+
+def _evaluation_text(report: evaluate.Evaluation, point: OperatingPoint) -> str:
+    recall = "-" if report.recall is None else f"{report.recall:.3f}"
+    return "\n".join(
+        (
+            f"target              {point.measure} {point.target:g}",
+            f"inputs              {report.inputs}: {report.inferred} inferred, "
+            f"{report.skipped} skipped, {report.reused} reused",
+            f"filtering rate      {report.filtering_rate:.3f}   "
+            f"(every-Nth at its best: {report.every_nth_filtering_rate:.3f})",
+            f"accuracy            {report.accuracy:.3f}",
+            f"recall of wanted    {recall}",
+            f"throughput ratio    {report.throughput_ratio:.1f}   "
+            f"(predicted {report.predicted_throughput_ratio:.1f}; "
+            f"{report.timed_inputs} inputs timed)",
+            f"per input           model {report.model_ms:.2f} ms, filter {report.filter_ms:.3f} ms,"
+            f" decode {report.decode_ms:.2f} ms",
+        )
+    )
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--json", "as_json", is_flag=True, help="The whole manifest on stdout.")
+def inspect(bundle: str, as_json: bool) -> None:
+    """What BUNDLE is, what it promises, how it was made."""
+    import msgspec
+
+    manifest = read_bundle(bundle).manifest
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(manifest), indent=1))
+        return
+    info, spec, table = manifest.workload, manifest.filter, manifest.calibration
+    lines = [
+        f"{bundle}: {manifest.modality} filter, {manifest.mechanism}, format "
+        f"{manifest.format_version}",
+        f"filter      {spec.kind}, {spec.parameters} parameters, embedding of {spec.dim}, input "
+        f"{manifest.preprocess.width}x{manifest.preprocess.height}",
+        f"workload    {info.model}, decoder {info.decoder}, task {info.task}, same {info.same}",
+        f"model       {info.model_identity}",
+        f"calibrated  on {table.blocks} blocks of {table.block_inputs} inputs, "
+        f"confidence {table.confidence:g}",
+        "",
+        "target           filtering rate  accuracy  recall  bound   kind",
+    ]
+    for number, point in enumerate(table.points):
+        recall = "  -  " if point.recall is None else f"{point.recall:.3f}"
+        mark = "  <- default" if number == table.chosen else ""
+        lines.append(
+            f"{point.measure} {point.target:<7g} {point.filtering_rate:>14.3f}  "
+            f"{point.accuracy:>8.3f}  {recall:>6}  {point.bound:.3f}   {point.kind}{mark}"
+        )
+    chosen = msgspec.to_builtins(table.points[table.chosen].knobs)
+    lines += ["", "knobs       " + ", ".join(f"{k}={v}" for k, v in chosen.items())]
+    for title, facts in (
+        ("trained on", manifest.trained_on),
+        ("parity", manifest.parity),
+        ("made by", manifest.versions),
+    ):
+        lines.append(f"{title:<11} " + ", ".join(f"{k} {v}" for k, v in facts.items()))
+    lines.append(f"checked on  {manifest.lowest_runtime}")
+    click.echo("\n".join(lines))
+
+
+@cli.command("doctor")
+def doctor_command() -> None:
+    """What is on this machine, and what to do about each problem. Exit code 1 if there is one."""
+    problems = 0
+    for finding in doctor.examine():
+        problems += finding.level == "problem"
+        advice = f"\n          -> {finding.advice}" if finding.advice else ""
+        click.echo(f"{finding.level:<8}  {finding.what}{advice}")
+    raise click.exceptions.Exit(1 if problems else 0)
+
+
+def run_command(command: click.Group, name: str) -> None:
+    """Run a command group; what a user can act on becomes one sentence and exit code 2."""
+    cv2.setNumThreads(1)  # the filter's images are tiny: OpenCV's threads only cost
+    try:
+        cv2.setLogLevel(0)
+    except AttributeError:
+        pass
+    try:
+        command(standalone_mode=False)
+    except InfiEdgeError as error:
+        click.echo(f"{name}: {error}", err=True)
+        sys.exit(2)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        click.echo(f"{name}: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(f"{name}: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(cli, "infi-edge")

@@ -1,0 +1,21 @@
+"""The one family of errors that infi-edge raises on purpose."""
+
+
+class InfiEdgeError(Exception):
+    """Something a user can act on; the message is one sentence that says what to do."""
+
+
+class BundleError(InfiEdgeError):
+    """A filter bundle that is damaged, hostile, too new, or made for something else."""
+
+
+class ConfigError(InfiEdgeError):
+    """A setting, option or workload text that does not make sense."""
+
+
+class SourceError(InfiEdgeError):
+    """A camera, clip or folder that cannot be opened or read."""
+
+
+class ExecutorError(InfiEdgeError):
+    """The model could not be loaded or run."""

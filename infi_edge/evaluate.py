@@ -1,0 +1,226 @@
+"""What would a filter save here? Replay it over a recording beside the model's own answers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from infi_edge.bundle import OperatingPoint
+from infi_edge.capture.replay import Recording
+from infi_edge.filter import InputFilter
+from infi_edge.gate import Gate
+from infi_edge.labels import Progress, label
+from infi_edge.replay import (
+    REUSED,
+    SKIPPED,
+    Embedded,
+    Outcome,
+    Truth,
+    every_nth_filtering_rate,
+    make_truth,
+    replay,
+)
+from infi_edge.types import Action, Sample
+from infi_edge.workload import Workload, to_frame
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A timed run of the loop. Milliseconds are means per input.
+
+    throughput_ratio: measured, the model on every input against the gated loop, decode in both.
+    predicted_throughput_ratio: (decode + model) / (decode + filter + (1 - r) * model), the
+    paper's cost formula (InFi, MobiCom 2022, 2.2) with decoding on both sides.
+    """
+
+    throughput_ratio: float
+    predicted_throughput_ratio: float
+    model_ms: float
+    filter_ms: float
+    decode_ms: float
+    inputs_per_s: float
+    model_inputs_per_s: float
+    timed_inputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of one filter over one stretch; recall None where the task has no redundant value."""
+
+    inputs: int
+    inferred: int
+    skipped: int
+    reused: int
+    filtering_rate: float
+    accuracy: float
+    recall: float | None
+    throughput_ratio: float
+    predicted_throughput_ratio: float
+    model_ms: float
+    filter_ms: float
+    decode_ms: float
+    timed_inputs: int
+    target_accuracy: float | None
+    target_recall: float | None
+    every_nth_filtering_rate: float
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The fields as JSON has them."""
+        return asdict(self)
+
+
+def embed(input_filter: InputFilter, samples: Iterable[Sample]) -> Embedded:
+    """Run a filter over samples. An input it fails on would be inferred; here it raises."""
+    scores, embeddings = [], []
+    for sample in samples:
+        score, embedding = input_filter(sample.data)
+        scores.append(score)
+        embeddings.append(embedding)
+    has_scores = bool(scores) and scores[0] is not None
+    return Embedded(
+        np.stack(embeddings), np.array(scores) if has_scores else None, input_filter.head
+    )
+
+
+def labelled(
+    recording: Recording,
+    workload: Workload,
+    identity: str,
+    first: int,
+    last: int,
+    progress: Progress | None = None,
+) -> Truth:
+    """Return what the model says on a part of a recording, with the task's rules."""
+    values = label(recording, workload, identity, first, last, progress)
+    times_s = np.arange(first, last) / recording.rate_hz
+    return make_truth(values, times_s, workload.task, workload.same)
+
+
+def time_loop(
+    recording: Recording, first: int, last: int, gate: Gate, workload: Workload
+) -> Timing:
+    """Time the model on every input, then the gated loop, over the same inputs, cold cache."""
+    spent = {"decode": 0.0, "model": 0.0}
+
+    def timed(samples: Iterator[Sample]) -> Iterator[Sample]:
+        while True:
+            began = time.perf_counter()
+            sample = next(samples, None)
+            spent["decode"] += time.perf_counter() - began
+            if sample is None:
+                return
+            yield sample
+
+    warm = next(iter(recording.samples(first, first + 1)))
+    workload(warm.data)
+    count = 0
+    began = time.perf_counter()
+    for sample in timed(recording.samples(first, last)):
+        started = time.perf_counter()
+        workload(sample.data)
+        spent["model"] += time.perf_counter() - started
+        count += 1
+    plain_s = time.perf_counter() - began
+
+    for sample in recording.samples(first, first + 1):
+        gate.warm_up(sample.data)
+    inferred = 0
+    filter_s: list[float] = []
+    began = time.perf_counter()
+    for sample in recording.samples(first, last):
+        started = time.perf_counter()
+        infers = gate(sample).action is Action.INFER
+        inferred += infers
+        if not infers:
+            filter_s.append(time.perf_counter() - started)
+    gated_s = time.perf_counter() - began
+
+    decode_s, model_s = spent["decode"] / count, spent["model"] / count
+    gate_s = float(np.mean(filter_s)) if filter_s else gated_s / count - model_s - decode_s
+    predicted = (decode_s + model_s) / (decode_s + gate_s + inferred / count * model_s)
+    return Timing(
+        plain_s / gated_s,
+        predicted,
+        model_s * 1e3,
+        gate_s * 1e3,
+        decode_s * 1e3,
+        count / gated_s,
+        count / plain_s,
+        count,
+    )
+
+
+def evaluate(
+    recording: Recording,
+    input_filter: InputFilter,
+    point: OperatingPoint,
+    workload: Workload,
+    identity: str,
+    first: int,
+    last: int,
+    *,
+    timed_inputs: int = 200,
+    progress: Progress | None = None,
+) -> tuple[Evaluation, Truth, Outcome]:
+    """Replay a filter at an operating point over inputs first..last-1, and time the real loop.
+
+    identity: of the model, for the label cache. Raises InfiEdgeError.
+    """
+    truth = labelled(recording, workload, identity, first, last, progress)
+    embedded = embed(input_filter, recording.samples(first, last))
+    outcome = replay(point.knobs, truth, embedded)
+    gate = Gate(input_filter, workload, knobs=point.knobs)
+    timing = time_loop(recording, first, min(last, first + timed_inputs), gate, workload)
+    by_recall = point.measure == "recall"
+    return (
+        Evaluation(
+            inputs=len(truth),
+            inferred=int((outcome.actions == 0).sum()),
+            skipped=int((outcome.actions == SKIPPED).sum()),
+            reused=int((outcome.actions == REUSED).sum()),
+            filtering_rate=outcome.filtering_rate,
+            accuracy=outcome.accuracy,
+            recall=outcome.recall(truth),
+            throughput_ratio=timing.throughput_ratio,
+            predicted_throughput_ratio=timing.predicted_throughput_ratio,
+            model_ms=timing.model_ms,
+            filter_ms=timing.filter_ms,
+            decode_ms=timing.decode_ms,
+            timed_inputs=timing.timed_inputs,
+            target_accuracy=None if by_recall else point.target,
+            target_recall=point.target if by_recall else None,
+            every_nth_filtering_rate=every_nth_filtering_rate(truth, point.target, by_recall),
+        ),
+        truth,
+        outcome,
+    )
+
+
+def save_misses(
+    recording: Recording,
+    truth: Truth,
+    outcome: Outcome,
+    first: int,
+    folder: Path,
+    describe: Callable[[int], str],
+) -> int:
+    """Write the inputs whose answer was wrong as JPEGs; return how many.
+
+    describe: index within the stretch -> text for the file name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wrong = np.flatnonzero(~outcome.right)
+    left = set(wrong.tolist())
+    for offset, sample in enumerate(itertools.islice(recording.samples(first), len(truth))):
+        if offset in left:
+            name = f"{sample.index:07d}-{describe(offset)}.jpg"
+            data = sample.data
+            encoded = data if isinstance(data, bytes) else cv2.imencode(".jpg", to_frame(data))[1]
+            (folder / name).write_bytes(bytes(encoded))
+    return len(wrong)

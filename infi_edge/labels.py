@@ -1,0 +1,95 @@
+"""Labels made by the model itself: its answer to every input of a recording, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from infi_edge.capture.replay import Recording
+from infi_edge.errors import ConfigError, SourceError
+from infi_edge.tasks import Value
+from infi_edge.workload import Workload
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) after each input."""
+
+
+def cache_folder() -> Path:
+    """Return $XDG_CACHE_HOME/infi-edge (default ~/.cache/infi-edge)."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "infi-edge"
+
+
+def label(
+    recording: Recording,
+    workload: Workload,
+    identity: str,
+    first: int,
+    last: int,
+    progress: Progress | None = None,
+) -> list[Value]:
+    """Return the model's value for inputs first..last-1, running it only where it has not yet.
+
+    identity: of the model (`workload.model_identity`). Kept by the content of recording and model,
+    decoder, task and labels; an interrupted run goes on where it stopped.
+    Raises SourceError if the recording ends early, ConfigError if nothing can be kept.
+    """
+    spec = workload.spec
+    key = json.dumps(
+        [recording.content_hash(), identity, spec.decoder, spec.task, list(spec.labels)]
+    )
+    path = cache_folder() / "labels" / f"{hashlib.sha256(key.encode()).hexdigest()}.jsonl"
+    known = _read(path)
+    missing = [index for index in range(first, last) if index not in known]
+    if missing:
+        with _open(path) as file:
+            for sample in recording.samples(missing[0], missing[-1] + 1):
+                if sample.index not in known:
+                    value = workload(sample.data)
+                    known[sample.index] = value
+                    file.write(json.dumps([sample.index, value]) + "\n")
+                    file.flush()
+                if progress is not None:
+                    progress(sample.index - first + 1, last - first)
+    gone = next((i for i in range(first, last) if i not in known), None)
+    if gone is not None:
+        raise SourceError(
+            f"{recording.name} ends at input {gone}, though it declares {recording.count}; "
+            f"use --end {max(gone / recording.count - 0.005, 0):.2f} or repair it"
+        )
+    return [known[index] for index in range(first, last)]
+
+
+def _read(path: Path) -> dict[int, Value]:
+    known: dict[int, Value] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return known
+    for line in lines:
+        try:
+            index, value = json.loads(line)
+        except (ValueError, TypeError):
+            continue  # a line cut short by a kill; its input is run again
+        known[int(index)] = value
+    return known
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[TextIO]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            if file.tell():
+                file.write("\n")  # ends a line that a kill may have cut short
+            yield file
+    except OSError as error:
+        raise ConfigError(
+            f"labels cannot be kept in {path.parent}: {error.strerror}; "
+            "make room there or set XDG_CACHE_HOME"
+        ) from error

@@ -1,0 +1,148 @@
+"""Learn a light filter in NumPy: a convex non-negative logistic metric on fixed features.
+
+The logit of "these two inputs get different answers" is
+    bias + sum_i w_i |f_i(a) - f_i(b)| + w_log log(1 + age) + w_age age,   all w >= 0,
+so weight times feature is an embedding whose L1 distance the reuse cache can search. A small L1
+penalty leaves few weights. It is the convex relative of InFi's classifier (MobiCom 2022, 5.2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from infi_edge.tasks import SameRule, Value
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseHead:
+    """p(changed) = sigmoid(bias + distance * d + log_age * log(1 + age_s) + age * age_s)."""
+
+    distance: float
+    log_age: float
+    age: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True)
+class LightMetric:
+    """weights: float32 (F,), non-negative; the distance of its head is 1 (it is in the weights)."""
+
+    weights: np.ndarray
+    head: ReuseHead
+
+
+def sample_pairs(
+    stretches: list[tuple[int, int]], count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw index pairs (a, b), a before b, lags log-uniform from one input to the whole recording.
+
+    stretches: half-open index ranges that may be used, in stream order. Short lags decide how
+    long an answer lives, long ones whether an old entry still answers; uniform pairs would show
+    hardly any of the first kind.
+    """
+    allowed = np.concatenate([np.arange(first, last) for first, last in stretches])
+    member = np.zeros(int(allowed[-1]) + 1, bool)
+    member[allowed] = True
+    longest = max(int(allowed[-1] - allowed[0]), 1)
+    a = np.empty(0, np.int64)
+    b = np.empty(0, np.int64)
+    while len(a) < count:
+        first = rng.choice(allowed, 2 * count)
+        lag = np.floor(np.exp(rng.uniform(0, np.log(longest + 1), 2 * count))).astype(np.int64)
+        second = first + lag
+        inside = second <= allowed[-1]
+        inside[inside] = member[second[inside]]
+        a, b = np.append(a, first[inside]), np.append(b, second[inside])
+    return a[:count], b[:count]
+
+
+def changed(values: list[Value], a: np.ndarray, b: np.ndarray, same: SameRule) -> np.ndarray:
+    """Return float32 (P,): 1 where the answers of a pair are not the same."""
+    pairs = zip(a.tolist(), b.tolist(), strict=True)
+    return np.array([not same(values[i], values[j]) for i, j in pairs], np.float32)
+
+
+def fit_reuse(
+    features: np.ndarray,
+    values: list[Value],
+    times_s: np.ndarray,
+    same: SameRule,
+    stretches: list[tuple[int, int]],
+    *,
+    pairs: int = 20_000,
+    penalty: float = 2e-4,
+    steps: int = 300,
+    seed: int = 0,
+) -> LightMetric:
+    """Fit the metric by accelerated projected gradient (FISTA, Beck and Teboulle 2009).
+
+    features: float32 (N, F). times_s: (N,). penalty: L1, per unit of a feature's spread.
+    """
+    rng = np.random.default_rng(seed)
+    a, b = sample_pairs(stretches, pairs, rng)
+    y = changed(values, a, b, same)
+    age = np.abs(times_s[b] - times_s[a]).astype(np.float32)
+    columns = np.concatenate(
+        [np.abs(features[a] - features[b]), np.log1p(age)[:, None], age[:, None]], axis=1
+    )
+    spread = columns.std(axis=0) + 1e-6
+    x = columns / spread
+    cost = np.full(x.shape[1], penalty, np.float32)
+    cost[-2:] = 0.0
+    w, bias = _non_negative_logistic(x, y, cost, steps)
+    w = w / spread
+    return LightMetric(
+        w[:-2].astype(np.float32), ReuseHead(1.0, float(w[-2]), float(w[-1]), float(bias))
+    )
+
+
+def fit_skip(
+    features: np.ndarray, redundant: np.ndarray, *, penalty: float = 1e-3, steps: int = 300
+) -> np.ndarray:
+    """Fit "needs inference" by ridge logistic regression. Returns float32 (F + 1,), bias last.
+
+    features: float32 (N, F). redundant: bool (N,). penalty: L2, per unit of a feature's spread.
+    """
+    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-3
+    x = (features - mean) / spread
+    y = (~redundant).astype(np.float32)
+    w, bias, before = np.zeros(x.shape[1], np.float32), 0.0, np.zeros(x.shape[1], np.float32)
+    step = 4.0 / (float(np.linalg.norm(x, 2)) ** 2 / len(x) + 1.0)
+    for k in range(steps):
+        point = w + np.float32(k / (k + 3)) * (w - before)
+        z = np.clip(x @ point + bias, -30, 30)
+        residual = (1 / (1 + np.exp(-z)) - y) / len(x)
+        before, w = w, point - np.float32(step) * (x.T @ residual + np.float32(penalty) * point)
+        bias -= step * float(residual.sum())
+    w = w / spread
+    return np.append(w, bias - float(w @ mean)).astype(np.float32)
+
+
+def _non_negative_logistic(
+    x: np.ndarray, y: np.ndarray, cost: np.ndarray, steps: int
+) -> tuple[np.ndarray, float]:
+    rows, columns = x.shape
+    w = np.zeros(columns, np.float32)
+    rate = float(np.clip(y.mean(), 0.01, 0.99))
+    bias = math.log(rate / (1 - rate))
+    # The Lipschitz constant of the gradient, by power iteration (the bias column included).
+    v = np.full(columns, 1 / np.sqrt(columns), np.float32)
+    for _ in range(20):
+        v = x.T @ (x @ v)
+        v /= np.linalg.norm(v)
+    step = 4.0 / (float(np.square(x @ v).mean()) + 1.0)
+    point, point_bias, momentum = w, bias, 1.0
+    for _ in range(steps):
+        z = np.clip(x @ point + point_bias, -30, 30)
+        residual = (1 / (1 + np.exp(-z)) - y) / rows
+        next_w = np.maximum(point - step * (x.T @ residual + cost), 0.0)
+        next_bias = point_bias - step * float(residual.sum())
+        next_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        glide = (momentum - 1) / next_momentum
+        point = next_w + glide * (next_w - w)
+        point_bias = next_bias + glide * (next_bias - bias)
+        w, bias, momentum = next_w, next_bias, next_momentum
+    return w, float(bias)

@@ -1,0 +1,23 @@
+"""Find a user's own function or class by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from infi_edge.errors import ConfigError
+
+
+def load_object(text: str, what: str) -> Any:
+    """Return the object that `package.module:name` names, looked for here and in the environment.
+
+    Raises ConfigError if it cannot be imported.
+    """
+    module, _, name = text.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{what} {text!r} cannot be imported: {error}") from error

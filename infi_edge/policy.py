@@ -1,0 +1,173 @@
+"""The decision per input: one small family that contains every simpler gate as a corner."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from infi_edge.cache import Candidates, ReuseCache
+from infi_edge.learn import ReuseHead
+from infi_edge.tasks import SameRule, Value, vote
+from infi_edge.types import Action, Decision
+
+VOTE_TEMPERATURE = 2.0
+
+
+class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What calibration sets. The corners: every-Nth is A = N - 1 at reuse_threshold 1, `last`;
+    plain InFi-Skip is skip_threshold alone; plain InFi-Reuse reuse_threshold alone.
+
+    skip_threshold: SKIP at a score up to this; None: never.
+    reuse_threshold: REUSE at p(changed) up to this; None: never.
+    max_since_inference: A, REUSE only while fewer inputs have passed since the last inference.
+    deliver: the last answer, the nearest entry's, or the weighted vote of the `votes` nearest.
+    max_distance: no entry farther than this (uint8 L1 steps) answers, whatever p says.
+    max_consecutive_filtered, heartbeat_s: infer after so many filtered inputs, so many seconds.
+    """
+
+    skip_threshold: float | None = None
+    reuse_threshold: float | None = None
+    max_since_inference: int | None = None
+    deliver: Literal["last", "nearest", "vote"] = "nearest"
+    votes: int = 15
+    max_distance: int | None = None
+    max_consecutive_filtered: int | None = None
+    heartbeat_s: float | None = None
+
+    @property
+    def filters_nothing(self) -> bool:
+        """Whether a gate with these knobs infers everything."""
+        no_reuse = self.reuse_threshold is None or self.max_since_inference == 0
+        return self.skip_threshold is None and no_reuse
+
+
+class Policy:
+    """Decides per input; holds the cache and what has passed since the last inference.
+
+    The same object runs in the gate and in calibration's replays.
+    """
+
+    def __init__(
+        self,
+        knobs: Knobs,
+        head: ReuseHead | None,
+        cache: ReuseCache,
+        same: SameRule,
+        empty: Value = None,
+    ) -> None:
+        """head: None where the filter has no REUSE. same: the REUSE rule. empty: SKIP's value."""
+        self.knobs, self.head, self.cache, self.same, self.empty = knobs, head, cache, same, empty
+        self.since_inference = 0
+        self.filtered_in_a_row = 0
+        self._inferred_at_s: float | None = None
+
+    def decide(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
+        """Decide on one input; after INFER the caller reports the answer to `observe`.
+
+        score: SKIP head's probability that inference is needed, or None. embedding: uint8 (D,).
+        """
+        decision = self._decide(score, embedding, now_s)
+        self.since_inference += 1
+        self.filtered_in_a_row += 1
+        return decision
+
+    def observe(self, embedding: np.ndarray, value: Value, now_s: float) -> None:
+        """Store what the model answered to an input that was inferred."""
+        self.inferred(now_s)
+        if self.head is not None:
+            self.cache.insert(embedding, value, now_s)
+
+    def inferred(self, now_s: float) -> None:
+        """Note an inference whose answer is not to be reused."""
+        self.since_inference = 0
+        self.filtered_in_a_row = 0
+        self._inferred_at_s = now_s
+
+    def _decide(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
+        knobs = self.knobs
+        limit = knobs.max_consecutive_filtered
+        if limit is not None and self.filtered_in_a_row >= limit:
+            return Decision(Action.INFER, "too many filtered in a row", score=score)
+        if knobs.heartbeat_s is not None and (
+            self._inferred_at_s is None or now_s - self._inferred_at_s >= knobs.heartbeat_s
+        ):
+            return Decision(Action.INFER, "heartbeat", score=score)
+        if knobs.skip_threshold is not None and score is not None and score <= knobs.skip_threshold:
+            return Decision(Action.SKIP, "not needed", self.empty, score)
+        if knobs.reuse_threshold is None or self.head is None:
+            return Decision(Action.INFER, "needed", score=score)
+        if (
+            knobs.max_since_inference is not None
+            and self.since_inference >= knobs.max_since_inference
+        ):
+            return Decision(Action.INFER, "last inference too long ago", score=score)
+        if len(self.cache) == 0:
+            return Decision(Action.INFER, "cache empty", score=score)
+        return self._reuse(score, embedding, now_s)
+
+    def _reuse(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
+        knobs, cache = self.knobs, self.cache
+        if knobs.deliver == "last":
+            slot = cache.newest
+            distance, age_s = cache.distance(slot, embedding), cache.age_s(slot, now_s)
+            p, value, votes = self._p_changed(distance, age_s), cache.value(slot), 1
+        else:
+            near = cache.candidates(embedding, now_s)
+            if len(near.slots) == 0:
+                return Decision(Action.INFER, "cache empty", score=score)
+            logits = self._logits(near)
+            best = int(logits.argmin())
+            slot = int(near.slots[best])
+            distance, age_s = int(near.distances[best]), float(near.ages_s[best])
+            p, value, votes = _sigmoid(float(logits[best])), cache.value(slot), 1
+            if knobs.deliver == "vote":
+                p, value, votes = self._vote(near, logits, p)
+        too_far = knobs.max_distance is not None and distance > knobs.max_distance
+        assert knobs.reuse_threshold is not None
+        if too_far or not p <= knobs.reuse_threshold:
+            why = "unlike anything answered" if too_far else "may have changed"
+            return Decision(Action.INFER, why, score=score, p_changed=p)
+        cache.touch(slot)
+        return Decision(Action.REUSE, "answered before", value, score, p, age_s, distance, votes)
+
+    def _p_changed(self, distance: int, age_s: float) -> float:
+        head = self.head
+        assert head is not None
+        return _sigmoid(
+            head.bias
+            + head.distance * distance
+            + head.log_age * math.log1p(age_s)
+            + head.age * age_s
+        )
+
+    def _logits(self, near: Candidates) -> np.ndarray:
+        head = self.head
+        assert head is not None
+        logits: np.ndarray = head.distance * near.distances + head.bias
+        if head.log_age or head.age:
+            logits += head.log_age * np.log1p(near.ages_s) + head.age * near.ages_s
+        return logits
+
+    def _vote(
+        self, near: Candidates, logits: np.ndarray, p_nearest: float
+    ) -> tuple[float, Value, int]:
+        """Weigh the nearest by their odds of being right, softened; the nearest's p is one voter.
+
+        Homogenized KNN (FoggyCache, MobiCom 2018) with weights; confidence
+        (share * n_eff + p_same) / (n_eff + 1), n_eff the effective number of voters.
+        """
+        count = min(self.knobs.votes, len(logits))
+        chosen = np.argpartition(logits, count - 1)[:count] if count < len(logits) else ...
+        weights = np.exp(-(logits[chosen] - logits.min()) / VOTE_TEMPERATURE)
+        values = [self.cache.value(slot) for slot in near.slots[chosen].tolist()]
+        value, share = vote(values, weights, self.same)
+        n_eff = float(weights.sum()) ** 2 / float(np.square(weights).sum())
+        confidence = (share * n_eff + 1.0 - p_nearest) / (n_eff + 1.0)
+        return 1.0 - confidence, value, count
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0

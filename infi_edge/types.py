@@ -1,0 +1,66 @@
+"""What flows through the loop: Sample -> Decision -> Result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+Image = np.ndarray | bytes
+"""A BGR uint8 array of shape (H, W, 3), or the bytes of a JPEG file."""
+
+
+class Action(str, Enum):
+    """What the gate did with an input."""
+
+    SKIP = "skip"
+    REUSE = "reuse"
+    INFER = "infer"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One input. time_s: seconds of the stream, monotonic. index: its place in the stream."""
+
+    data: Image
+    time_s: float
+    index: int = 0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy says about one input, and why.
+
+    score: probability that the input needs inference (SKIP head); None without a SKIP head.
+    p_changed: probability that `value` is no longer right; None unless the cache was asked.
+    age_s, distance (uint8 L1 steps), votes: of the entry behind a REUSE, else None.
+    """
+
+    action: Action
+    why: str
+    value: Any = None
+    score: float | None = None
+    p_changed: float | None = None
+    age_s: float | None = None
+    distance: int | None = None
+    votes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to one input and how it came about; the fields are those of Decision."""
+
+    value: Any
+    action: Action
+    why: str
+    index: int
+    time_s: float
+    source: str = ""
+    score: float | None = None
+    p_changed: float | None = None
+    age_s: float | None = None
+    distance: int | None = None
+    votes: int | None = None

@@ -1,0 +1,172 @@
+"""The expensive inference task: a model, its decoder and its task, from the texts a user types."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from infi_edge.decoders import Fit, dequantize, make_decoder, prepare
+from infi_edge.errors import ConfigError, ExecutorError, SourceError
+from infi_edge.interpreter import Network
+from infi_edge.plugins import load_object
+from infi_edge.tasks import SameRule, Task, Value, make_same, make_task
+from infi_edge.types import Image
+
+MAX_LABELS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSpec:
+    """The workload as text.
+
+    decoder None: `raw` for a callable, an error for a .tflite. labels: class names in order.
+    """
+
+    task: str
+    decoder: str | None = None
+    same: str = "exact"
+    labels: tuple[str, ...] = ()
+
+
+def is_callable_name(model: str) -> bool:
+    """Whether `model` names a callable (`package.module:function`) and not a file."""
+    module, colon, name = model.partition(":")
+    parts = [*module.split("."), name]
+    return bool(colon) and all(p.isidentifier() for p in parts) and not Path(model).exists()
+
+
+def model_identity(model: str, version: str = "") -> str:
+    """Return what tells models apart: the SHA-256 of a file, or a callable's name and version."""
+    if is_callable_name(model):
+        return f"{model}@{version}"
+    try:
+        return hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ExecutorError(
+            f"model {model} cannot be read ({error.strerror}); "
+            "give a .tflite file or package.module:function"
+        ) from error
+
+
+def find_labels(model: str, labels: str | None) -> tuple[str, ...]:
+    """Return class names: of the file `labels`, else the model's metadata, else beside the model.
+
+    Beside the model counts only a single `*labels*.txt`. Returns () when there are none.
+    """
+    if labels is not None:
+        try:
+            return _label_lines(Path(labels).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"labels file {labels} cannot be read: {error}") from error
+    if is_callable_name(model):
+        return ()
+    path = Path(model)
+    try:
+        content = path.read_bytes()
+        beside = sorted(path.parent.glob("*labels*.txt"))
+    except OSError:
+        return ()
+    # TFLite metadata: the associated files are a ZIP appended to the flatbuffer.
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith(".txt") and info.file_size <= MAX_LABELS_BYTES:
+                    return _label_lines(archive.read(info).decode("utf-8"))
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError):
+        pass
+    return _label_lines(beside[0].read_text(encoding="utf-8")) if len(beside) == 1 else ()
+
+
+def _label_lines(text: str) -> tuple[str, ...]:
+    lines = [line.strip() for line in text.splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    # Some label files number their lines: "0 person".
+    numbered = [line.split(maxsplit=1) for line in lines]
+    if lines and all(len(p) == 2 and p[0] == str(i) for i, p in enumerate(numbered)):
+        lines = [p[1] for p in numbered]
+    return tuple(lines)
+
+
+def to_frame(data: Image) -> np.ndarray:
+    """Return a full BGR uint8 frame of shape (H, W, 3); JPEG bytes are decoded.
+
+    Raises SourceError if the bytes are no image.
+    """
+    if not isinstance(data, bytes):
+        return data
+    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if frame is None:
+        raise SourceError("an input's bytes are not an image that can be decoded")
+    return frame
+
+
+class Workload:
+    """A model with its decoder and task: `value = workload(frame)`.
+
+    same: the REUSE rule of the spec. spec: with decoder and labels filled in.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Callable[[np.ndarray], Any],
+        spec: WorkloadSpec,
+        threads: int = 1,
+    ) -> None:
+        """model: a .tflite path, `package.module:function`, or any callable.
+
+        A callable takes the BGR uint8 frame (H, W, 3) and returns outputs for the decoder.
+        Raises ConfigError or ExecutorError if the parts do not fit.
+        """
+        self._network: Network | None = None
+        self._function: Callable[[np.ndarray], Any] | None = None
+        if callable(model):
+            self._function = model
+        elif is_callable_name(str(model)):
+            self._function = load_object(str(model), "model")
+        else:
+            self._network = Network(model, threads)
+        inputs = self._network.inputs if self._network else []
+        decoder = spec.decoder or ("raw" if self._function else None)
+        if decoder is None:
+            raise ConfigError(f"model {model} needs --decoder: what its outputs mean (yolov5, ...)")
+        labels = spec.labels
+        if not labels and decoder.startswith("blazeface"):
+            labels = tuple(spec.task.partition(":")[2].split(",")[:1])  # its one class
+        self.spec = WorkloadSpec(spec.task, decoder, spec.same, labels)
+        self._decoder = make_decoder(decoder, inputs)
+        self.task: Task = make_task(spec.task, labels)
+        self.same: SameRule = make_same(spec.same, spec.task)
+
+    def __call__(self, data: Image) -> Value:
+        """Run the model on one input and return the task's value.
+
+        Raises ExecutorError if the model fails, SourceError if the input cannot be decoded.
+        """
+        frame = to_frame(data)
+        if self._network is not None:
+            tensor, fit = prepare(frame, self._network.inputs[0], self._decoder)
+            outputs = dequantize(self._network.run(tensor), self._network.outputs)
+        else:
+            assert self._function is not None
+            fit = Fit()
+            try:
+                outputs = self._function(frame)
+            except Exception as error:
+                raise ExecutorError(f"the model failed: {error!r}") from error
+            if self.spec.decoder != "raw":
+                outputs = _as_list(outputs)
+        return self.task.read(self._decoder.decode(outputs, fit))
+
+
+def _as_list(outputs: Any) -> list[np.ndarray]:
+    many: Sequence[Any] = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return [np.asarray(o) for o in many]
