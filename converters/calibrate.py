@@ -59,12 +59,14 @@ class Score:
     """A setting's cross-fitted figures over all folds, in stream order.
 
     errors, filtered: float (N,), the share of replays in which an input was wrong, was filtered.
+    period: inputs in the setting's own cycle; a block of time spans at least one.
     """
 
     setting: Any
     errors: np.ndarray
     filtered: np.ndarray
     wanted: np.ndarray
+    period: int
 
     @property
     def filtering_rate(self) -> float:
@@ -84,7 +86,8 @@ class Score:
     @property
     def block_inputs(self) -> int:
         """Inputs in a block of time long enough to be nearly independent of the next one."""
-        return block_length(self.errors, max(len(self.errors) // 8, 1))
+        longest = max(len(self.errors) // 8, 1)
+        return max(block_length(self.errors, longest), min(self.period, longest))
 
     def losses(self, measure: Measure, block: int) -> np.ndarray:
         """The loss of each block of time: its error share (over wanted inputs for recall).
@@ -122,7 +125,13 @@ def score(method: Method, setting: Any, folds: Sequence[Fold], starts: int = 3) 
         errors.append(wrong / runs)
         filtered.append(passed / runs)
     wanted = np.concatenate([~fold.truth.redundant for fold in folds])
-    return Score(setting, np.concatenate(errors), np.concatenate(filtered), wanted)
+    return Score(
+        setting,
+        np.concatenate(errors),
+        np.concatenate(filtered),
+        wanted,
+        method.period(setting),
+    )
 
 
 def block_length(errors: np.ndarray, longest: int) -> int:
@@ -213,7 +222,7 @@ def choose(
     """Return the setting of the highest filtering rate whose bound holds the target.
 
     provable: the scored filter is the final one and never saw the folds, so that Learn-then-Test
-    may be tried first. Among settings that infer within 5 % as often the least error wins.
+    may be tried first. Among settings that infer within 5 % as often the highest bound wins.
     """
     if provable:
         proven = _learn_then_test(scores, target, confidence)
@@ -228,18 +237,20 @@ def choose(
         bound = lower_bound(losses, confidence)
         if bound < target.value:
             continue
-        if best is None or _better(candidate, best.score):
-            best = Choice(target, candidate, bound, "estimate", len(losses), block)
+        choice = Choice(target, candidate, bound, "estimate", len(losses), block)
+        if best is None or _better(choice, best):
+            best = choice
     return best or Choice(target, None, 1.0, "estimate", 0, 0)
 
 
-def _better(a: Score, b: Score | None) -> bool:
-    if b is None:
-        return True
-    inferred = 1.0 - max(a.filtering_rate, b.filtering_rate)
-    if abs(a.filtering_rate - b.filtering_rate) > 0.05 * inferred:
-        return a.filtering_rate > b.filtering_rate
-    return a.accuracy > b.accuracy
+def _better(a: Choice, b: Choice) -> bool:
+    assert a.score is not None
+    assert b.score is not None
+    difference = a.score.filtering_rate - b.score.filtering_rate
+    inferred = 1.0 - max(a.score.filtering_rate, b.score.filtering_rate)
+    if abs(difference) > 0.05 * inferred:
+        return difference > 0
+    return a.bound > b.bound
 
 
 def _learn_then_test(scores: Sequence[Score], target: Target, confidence: float) -> Choice | None:

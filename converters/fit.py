@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +115,7 @@ def learnable(data: TrainingData, mechanism: Mechanism) -> tuple[Mechanism, list
 def fold_stretches(count: int) -> list[tuple[int, int]]:
     """Cut 0..count into FOLDS blocks of time."""
     edges = np.linspace(0, count, FOLDS + 1).astype(int).tolist()
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def others(stretch: tuple[int, int], count: int) -> Stretches:

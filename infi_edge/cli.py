@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -305,10 +306,8 @@ def doctor_command() -> None:
 def run_command(command: click.Group, name: str) -> None:
     """Run a command group; what a user can act on becomes one sentence and exit code 2."""
     cv2.setNumThreads(1)  # the filter's images are tiny: OpenCV's threads only cost
-    try:
+    with contextlib.suppress(AttributeError):
         cv2.setLogLevel(0)
-    except AttributeError:
-        pass
     try:
         command(standalone_mode=False)
     except InfiEdgeError as error:

@@ -52,7 +52,7 @@ class JsonLines:
         self._owned = isinstance(target, (str, Path))
         if isinstance(target, (str, Path)):
             try:
-                self._file: TextIO = Path(target).open("a", encoding="utf-8")
+                self._file: TextIO = Path(target).open("a", encoding="utf-8")  # noqa: SIM115
             except OSError as error:
                 raise ConfigError(
                     f"results cannot be written to {target}: {error.strerror}"
