@@ -1,0 +1,72 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+.PHONY: demo test convert-env bench lint type format clean demo-bundle test-slow test-tflite
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.runtime: setup.cfg | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.convert: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --editable '.[convert]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.convert
+	$(BIN)/python -m pip install --quiet --editable '.[convert,dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.convert
+	$(BIN)/python -m pip install --quiet --editable '.[convert,bench]'
+	touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/python examples/demo.py
+
+convert-env: $(VENV)/.convert
+
+demo-bundle: $(VENV)/.runtime
+	$(BIN)/infi-convert train "$$($(BIN)/python examples/assets.py clip)" \
+		--model "$$($(BIN)/python examples/assets.py model)" --decoder blazeface \
+		--task detect:person --same iou:0.7 --end 0.67 --kind light --target-accuracy 0.9 \
+		-o examples/demo.infi
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+# The runtime alone on tflite-runtime 2.14: NumPy 1 and the last OpenCV that takes it.
+test-tflite: .venv-tflite/.installed
+	INFI_EDGE_RUNTIME=tflite_runtime .venv-tflite/bin/python -m pytest tests/infi_edge
+
+.venv-tflite/.installed: setup.cfg
+	$(PYTHON) -m venv .venv-tflite
+	.venv-tflite/bin/python -m pip install --quiet 'numpy<2' 'opencv-python-headless<4.12' \
+		'tflite-runtime>=2.14' 'click>=8.1' 'imagesize>=1.4' 'msgspec>=0.18' 'pytest>=8' \
+		'hypothesis>=6.100' 'psutil>=5.9'
+	.venv-tflite/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .venv-tflite build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
