@@ -10,6 +10,10 @@ from typing import Any
 
 import click
 
+from converters import fit
+from converters.calibrate import Target
+from converters.recordings import load_training_data
+from converters.trained import TrainSettings
 from infi_edge import __version__
 from infi_edge.bundle import WorkloadInfo, write_bundle
 from infi_edge.capture.replay import open_recording, part
@@ -87,14 +91,10 @@ def train_command(
     workload, identity = make_workload(options)
     clip = open_recording(recording, rate_hz)
     first, last = part(clip, start, end)
+    fit.check_length(last - first)
     truth = labelled(clip, workload, identity, first, last, Bar("the model on every input"))
     if importlib.util.find_spec("tensorflow") is None and kind != "light":
         raise ConfigError("TensorFlow is not installed; run 'make convert-env' or use --kind light")
-
-    from converters import fit
-    from converters.calibrate import Target
-    from converters.recordings import load_training_data
-    from converters.trained import TrainSettings
 
     target = (
         Target("accuracy", target_accuracy)

@@ -82,6 +82,14 @@ class Fitted:
     choices: dict[str, Choice]
 
 
+def check_length(inputs: int) -> None:
+    """Raise ConfigError if a recording is too short to split."""
+    if inputs < MIN_INPUTS:
+        raise ConfigError(
+            f"{inputs} inputs are too few to train and calibrate on; give at least {MIN_INPUTS}"
+        )
+
+
 def learnable(data: TrainingData, mechanism: Mechanism) -> tuple[Mechanism, list[str]]:
     """Return the mechanism that can be learned here, and a sentence for each that cannot.
 
@@ -89,10 +97,7 @@ def learnable(data: TrainingData, mechanism: Mechanism) -> tuple[Mechanism, list
     """
     truth = data.truth
     redundant = int(truth.redundant.sum())
-    if len(data) < MIN_INPUTS:
-        raise ConfigError(
-            f"{len(data)} inputs are too few to train and calibrate on; give at least {MIN_INPUTS}"
-        )
+    check_length(len(data))
     notes = {}
     if min(redundant, len(data) - redundant) < MIN_OF_A_KIND:
         which = "redundant" if redundant < MIN_OF_A_KIND else "wanted"
@@ -142,7 +147,7 @@ def train_kind(
 
 def embed_stretch(trained: TrainedFilter, data: TrainingData, first: int, last: int) -> Embedded:
     """Run a trained filter, as the device will, over part of the data."""
-    input_filter = InputFilter(_uncalibrated(trained, data))
+    input_filter = InputFilter(uncalibrated(trained, data))
     results = [input_filter.embed_tensor(data.tensors[i][None]) for i in range(first, last)]
     scores = None if trained.skip is None else np.array([score for score, _ in results])
     return Embedded(np.stack([e for _, e in results]), scores, input_filter.head)
@@ -322,7 +327,7 @@ def _assemble(
         for choice in choices.values()
         if choice.score is not None or choice is first
     ]
-    plain = _uncalibrated(candidate.trained, data)
+    plain = uncalibrated(candidate.trained, data)
     input_filter = InputFilter(plain)
     manifest = msgspec.structs.replace(
         plain.manifest,
@@ -361,7 +366,7 @@ def _point(choice: Choice, data: TrainingData) -> OperatingPoint:
     )
 
 
-def _uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
+def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
     """A filter as a bundle whose only row infers everything."""
     everything = OperatingPoint(
         measure="accuracy",

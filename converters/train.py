@@ -129,10 +129,18 @@ class _Siamese(tf.Module):  # type: ignore[misc]
         return loss
 
 
+def float_embeddings(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return the float network's embeddings (N, D) of uint8 images (N, H, W, 3)."""
+    parts = [
+        model(images[i : i + 64].astype(np.float32), training=False).numpy()
+        for i in range(0, len(images), 64)
+    ]
+    return np.concatenate(parts)
+
+
 def _convert(siamese: _Siamese, inputs: np.ndarray, settings: TrainSettings) -> TrainedFilter:
     sample = inputs[np.linspace(0, len(inputs) - 1, min(200, len(inputs))).astype(int)]
-    floats = siamese.model.predict(sample.astype(np.float32), batch_size=64, verbose=0)
-    largest = float(floats.max())
+    largest = float(float_embeddings(siamese.model, sample).max())
     if not np.isfinite(largest) or largest <= 1e-6:
         raise DeadFilterError("the network's embedding died in training (all zero); try --seed")
     content = to_tflite(siamese.model, settings.precision, sample)

@@ -66,10 +66,10 @@ def parity(
 
 def _float_steps(trained: TrainedFilter, data: TrainingData, used: np.ndarray) -> np.ndarray:
     if trained.model is not None:
-        floats = trained.model.predict(
-            data.tensors[used].astype(np.float32), batch_size=64, verbose=0
-        )
-        return np.asarray(floats, np.float64) / trained.spec.scale
+        from converters.train import float_embeddings
+
+        floats = float_embeddings(trained.model, data.tensors[used])
+        return floats.astype(np.float64) / trained.spec.scale
     index = np.frombuffer(trained.members["features.npy"][-4 * trained.spec.dim :], np.int32)
     gains = np.frombuffer(trained.members["gains.npy"][-4 * trained.spec.dim :], np.float32)
     return data.features[used][:, index].astype(np.float64) * gains

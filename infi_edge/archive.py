@@ -162,9 +162,9 @@ def array_from_bytes(data: bytes, dtype: str, shape: tuple[int, ...], what: str)
     """
     stream = io.BytesIO(data)
     try:
-        if np.lib.format.read_magic(stream) != (1, 0):  # type: ignore[no-untyped-call]
+        if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("version")
-        header = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
+        header = np.lib.format.read_array_header_1_0(stream)
         found_shape, fortran, found_dtype = header
     except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
         raise BundleError(f"{what} is not a NumPy array") from error

@@ -19,11 +19,7 @@ MAX_DIM = 4096
 MAX_SIDE = 1024
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class FilterSpec(_Strict):
+class FilterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the input becomes an embedding.
 
     kind: `net` (member `filter.tflite`) or `light` (members `features.npy`, `gains.npy`).
@@ -37,14 +33,14 @@ class FilterSpec(_Strict):
     parameters: int
 
 
-class SkipSpec(_Strict):
+class SkipSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """score = sigmoid(weight * sum(embedding) + bias); a light filter: sigmoid(skip.npy . f)."""
 
     weight: float
     bias: float
 
 
-class ReuseSpec(_Strict):
+class ReuseSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """p(changed) = sigmoid(bias + distance * d + log_age * log(1 + age_s) + age * age_s)."""
 
     distance: float
@@ -53,7 +49,7 @@ class ReuseSpec(_Strict):
     bias: float
 
 
-class WorkloadInfo(_Strict):
+class WorkloadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The workload the filter was trained for, as text, and what tells its model apart."""
 
     model: str
@@ -64,7 +60,7 @@ class WorkloadInfo(_Strict):
     labels: list[str]
 
 
-class OperatingPoint(_Strict):
+class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One row of the calibration table: a target, the knobs that hold it, what to expect of them.
 
     measure: what the target is about. bound: lower bound of it at the bundle's confidence.
@@ -81,7 +77,7 @@ class OperatingPoint(_Strict):
     kind: Literal["guarantee", "estimate"]
 
 
-class Calibration(_Strict):
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the table was made. blocks: independent ones, of block_inputs inputs each."""
 
     confidence: float
@@ -91,7 +87,7 @@ class Calibration(_Strict):
     points: list[OperatingPoint]
 
 
-class Manifest(_Strict):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a bundle says about itself (members and their hashes are the archive's)."""
 
     format_version: int

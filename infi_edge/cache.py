@@ -97,20 +97,29 @@ class ReuseCache:
         if count <= 2 * CANDIDATES:
             slots = np.arange(count)
         else:
-            _, nearest = cv2.batchDistance(
-                embedding[None],
-                self._embeddings[:count],
-                cv2.CV_32S,
-                normType=cv2.NORM_L1,
-                K=CANDIDATES,
-            )
-            slots = np.union1d(nearest[0], self._recent)
+            slots = np.union1d(self.nearest(embedding), self._recent)
         difference = cv2.absdiff(
             self._embeddings[slots], np.broadcast_to(embedding, (len(slots), self.dim))
         )
         distances = difference.reshape(len(slots), self.dim).sum(axis=1, dtype=np.int32)
         ages = np.maximum(now_s - self._times_s[slots], 0.0)
         return Candidates(slots, distances, ages)
+
+    def nearest(self, embedding: np.ndarray) -> np.ndarray:
+        """Return the slots of the (up to 32) nearest entries, nearest first.
+
+        embedding: uint8 (D,). The cache must not be empty.
+        """
+        count = len(self)
+        _, slots = cv2.batchDistance(
+            embedding[None],
+            self._embeddings[:count],
+            cv2.CV_32S,
+            normType=cv2.NORM_L1,
+            K=min(CANDIDATES, count),
+        )
+        found: np.ndarray = slots[0]
+        return found
 
     def touch(self, slot: int) -> None:
         """Note that a slot has answered (what lru and least-hit go by)."""

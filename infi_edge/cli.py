@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
@@ -306,8 +305,7 @@ def doctor_command() -> None:
 def run_command(command: click.Group, name: str) -> None:
     """Run a command group; what a user can act on becomes one sentence and exit code 2."""
     cv2.setNumThreads(1)  # the filter's images are tiny: OpenCV's threads only cost
-    with contextlib.suppress(AttributeError):
-        cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         command(standalone_mode=False)
     except InfiEdgeError as error:

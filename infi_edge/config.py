@@ -16,11 +16,7 @@ else:
     import tomli as tomllib
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class SourceConfig(_Section):
+class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """address: a clip, a folder of images, or `camera:0`. rate_hz: images a second, of a folder.
     start, end: the part of a clip, as fractions."""
 
@@ -30,7 +26,7 @@ class SourceConfig(_Section):
     end: float = 1.0
 
 
-class ModelConfig(_Section):
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """path: a .tflite file or `package.module:function`. version: of a callable. threads: CPU."""
 
     path: str
@@ -39,7 +35,7 @@ class ModelConfig(_Section):
     allow_other: bool = False
 
 
-class GateConfig(_Section):
+class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """filter: the bundle. target_accuracy, target_recall: another row of its table.
     enabled false: everything is inferred. max_consecutive_filtered: inputs. heartbeat_s: seconds.
     """
@@ -52,7 +48,7 @@ class GateConfig(_Section):
     heartbeat_s: float | None = None
 
 
-class CacheConfig(_Section):
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """entries, max_bytes, max_age_s: the bounds. snapshot: file kept across restarts."""
 
     entries: int = 4096
@@ -62,13 +58,13 @@ class CacheConfig(_Section):
     snapshot: str | None = None
 
 
-class OutputConfig(_Section):
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """jsonl: file for the results; `-` for standard output."""
 
     jsonl: str = "-"
 
 
-class Config(_Section):
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of it. Paths are relative to the configuration file."""
 
     source: SourceConfig

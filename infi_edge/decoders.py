@@ -15,7 +15,7 @@ import numpy as np
 
 from infi_edge.errors import ConfigError
 from infi_edge.interpreter import TensorSpec
-from infi_edge.plugins import load_object
+from infi_edge.plugins import load_object, names_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def make_decoder(text: str, inputs: Sequence[TensorSpec]) -> Decoder:
     """
     name, _, rest = text.partition(":")
     if name not in DECODERS:
-        if "." in name and rest:
+        if names_object(text):
             function = load_object(text, "decoder")
             return Decoder(lambda outputs, fit: function(outputs))
         known = ", ".join(DECODERS)

@@ -47,6 +47,7 @@ class Timing:
     inputs_per_s: float
     model_inputs_per_s: float
     timed_inputs: int
+    timed_filtering_rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ def time_loop(
         count / gated_s,
         count / plain_s,
         count,
+        1.0 - inferred / count,
     )
 
 

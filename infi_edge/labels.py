@@ -15,6 +15,9 @@ from infi_edge.errors import ConfigError, SourceError
 from infi_edge.tasks import Value
 from infi_edge.workload import Workload
 
+DECODING_VERSION = 1
+"""Raised when a decoder or task reads the same outputs differently, so that old labels die."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each input."""
 
@@ -41,7 +44,14 @@ def label(
     """
     spec = workload.spec
     key = json.dumps(
-        [recording.content_hash(), identity, spec.decoder, spec.task, list(spec.labels)]
+        [
+            recording.content_hash(),
+            identity,
+            spec.decoder,
+            spec.task,
+            list(spec.labels),
+            DECODING_VERSION,
+        ]
     )
     path = cache_folder() / "labels" / f"{hashlib.sha256(key.encode()).hexdigest()}.jsonl"
     known = _read(path)

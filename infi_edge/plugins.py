@@ -9,6 +9,12 @@ from typing import Any
 from infi_edge.errors import ConfigError
 
 
+def names_object(text: str) -> bool:
+    """Whether a text reads as `package.module:name`."""
+    module, colon, name = text.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), name])
+
+
 def load_object(text: str, what: str) -> Any:
     """Return the object that `package.module:name` names, looked for here and in the environment.
 

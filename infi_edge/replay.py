@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infi_edge.cache import ReuseCache
+from infi_edge.cache import Eviction, ReuseCache
 from infi_edge.learn import ReuseHead
 from infi_edge.policy import Knobs, Policy
 from infi_edge.tasks import SameRule, Task, Value
@@ -92,9 +92,15 @@ class Outcome:
         return float(self.right[wanted].mean())
 
 
-def replay(knobs: Knobs, truth: Truth, embedded: Embedded, cache_entries: int = 4096) -> Outcome:
+def replay(
+    knobs: Knobs,
+    truth: Truth,
+    embedded: Embedded,
+    cache_entries: int = 4096,
+    eviction: Eviction = "oldest",
+) -> Outcome:
     """Run the gate's own policy and cache over a stretch, from a cold start."""
-    cache = ReuseCache(embedded.embeddings.shape[1], cache_entries)
+    cache = ReuseCache(embedded.embeddings.shape[1], cache_entries, eviction=eviction)
     policy = Policy(knobs, embedded.head, cache, truth.same, truth.empty)
     actions = np.zeros(len(truth), np.uint8)
     right = np.ones(len(truth), bool)

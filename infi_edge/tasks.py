@@ -14,7 +14,7 @@ import numpy as np
 
 from infi_edge.decoders import Classes, Detections, Keypoints
 from infi_edge.errors import ConfigError
-from infi_edge.plugins import load_object
+from infi_edge.plugins import load_object, names_object
 
 Value = Any
 """A JSON value: int, bool, str, None, or lists of these."""
@@ -203,7 +203,7 @@ def make_task(text: str, labels: Sequence[str]) -> Task:
         return Confidence(_number(rest, "confidence"), labels)
     if kind == "pose" and not rest:
         return Pose()
-    if "." in kind and rest:
+    if names_object(text):
         task: Task = load_object(text, "task")(labels)
         return task
     raise ConfigError(

@@ -16,7 +16,7 @@ import numpy as np
 from infi_edge.decoders import Fit, dequantize, make_decoder, prepare
 from infi_edge.errors import ConfigError, ExecutorError, SourceError
 from infi_edge.interpreter import Network
-from infi_edge.plugins import load_object
+from infi_edge.plugins import load_object, names_object
 from infi_edge.tasks import SameRule, Task, Value, make_same, make_task
 from infi_edge.types import Image
 
@@ -38,9 +38,7 @@ class WorkloadSpec:
 
 def is_callable_name(model: str) -> bool:
     """Whether `model` names a callable (`package.module:function`) and not a file."""
-    module, colon, name = model.partition(":")
-    parts = [*module.split("."), name]
-    return bool(colon) and all(p.isidentifier() for p in parts) and not Path(model).exists()
+    return names_object(model) and not Path(model).exists()
 
 
 def model_identity(model: str, version: str = "") -> str:

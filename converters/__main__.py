@@ -1,0 +1,5 @@
+"""`python -m converters` is `infi-convert`."""
+
+from converters.cli import main
+
+main()

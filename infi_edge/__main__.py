@@ -1,0 +1,5 @@
+"""`python -m infi_edge` is `infi-edge`."""
+
+from infi_edge.cli import main
+
+main()
