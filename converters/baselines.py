@@ -5,13 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from converters.calibrate import Fold, Method, gate_method, run_policy
+from converters.calibrate import PERIODS, Fold, Method, gate_method, run_policy
 from infi_edge.policy import Knobs
 from infi_edge.replay import INFERRED, REUSED, Embedded, Outcome
 from infi_edge.tasks import Value, vote
-
-PERIODS = [*range(2, 41), *range(41, 101, 3), *range(101, 402, 20)]
-"""N of every-Nth: the same as the corner of our own family has."""
 
 
 def every_nth() -> Method:

@@ -279,15 +279,18 @@ def _learn_then_test(scores: Sequence[Score], target: Target, confidence: float)
     return best
 
 
+PERIODS = (*range(2, 41), *range(41, 101, 3), *range(101, 402, 20))
+"""N of every-Nth, as a corner of the family and as a baseline."""
 AGES = (1, 2, 3, 4, 6, 8, 11, 15, 20, 28, 40, 60, 90, 130, None)
 THRESHOLDS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
-VOTE_AGES = (1, 2, 4, 8, 15, 30, 60, None)
+VOTE_PERIODS = (*range(2, 41), *range(41, 101, 3), *range(101, 402, 20))
+"""N of every-Nth, as a corner of the family and as a baseline."""
+AGES = (1, 2, 4, 8, 15, 30, 60, None)
 
 
 def every_nth_knobs() -> list[Knobs]:
     """Every-Nth as the corner of the family that it is: A = N - 1, whatever the distance."""
-    ages = [*range(1, 40), *range(40, 100, 3), *range(100, 400, 20)]
-    return [Knobs(reuse_threshold=1.0, max_since_inference=age, deliver="last") for age in ages]
+    return [Knobs(reuse_threshold=1.0, max_since_inference=n - 1, deliver="last") for n in PERIODS]
 
 
 def reuse_grid(max_distance: int | None = None) -> list[Knobs]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,13 +128,9 @@ def test_raw_passes_whatever_it_gets():
 @pytest.mark.parametrize("name", ["yolov5", "ssd", "blazeface", "movenet", "classification"])
 @pytest.mark.parametrize("shapes", [[], [(1, 1)], [(1, 3, 5), (2, 7)], [(1, 900, 16), (1, 900, 1)]])
 def test_outputs_of_another_shape_are_refused_by_naming_them(refuses, name, shapes):
-    outputs = [np.zeros(shape, np.float32) for shape in shapes]
-    with refuses(ConfigError, f"decoder {name} needs") as _:
-        decode(name, outputs)
-    for shape in shapes:
-        with pytest.raises(ConfigError) as caught:
-            decode(name, outputs)
-        assert str(shape) in str(caught.value)
+    named = re.escape(", ".join(map(str, shapes)) or "none")
+    with refuses(ConfigError, f"decoder {name} needs .*, not {named}"):
+        decode(name, [np.zeros(shape, np.float32) for shape in shapes])
 
 
 @pytest.mark.parametrize("text", ["yolo", "", "yolov5:0", "ssd:a..b", "ssd:0..1..2", "a.b:c"])

@@ -108,7 +108,7 @@ def test_a_p_that_is_no_number_is_inferred(deliver, head):
 @pytest.mark.parametrize("deliver", ["last", "nearest", "vote"])
 @pytest.mark.parametrize("head", [ReuseHead(0.1, 0.5, 0, -4.0), ReuseHead(0.1, 0, 0.01, -4.0)])
 def test_age_makes_p_grow_until_an_entry_no_longer_answers(deliver, head):
-    knobs = Knobs(reuse_threshold=0.4, deliver=deliver)
+    knobs = Knobs(reuse_threshold=0.3, deliver=deliver)
     policy = answered(policy_of(knobs, head), [(0, "car")])
     decisions = [policy.decide(None, at(0), t) for t in (0.0, 10.0, 100.0, 10_000.0)]
     ps = [d.p_changed for d in decisions]
