@@ -17,6 +17,7 @@ from converters.calibrate import (
     Method,
     Score,
     Target,
+    better,
     choose,
     gate_method,
     reuse_grid,
@@ -200,7 +201,7 @@ Chosen = dict[tuple[str, float], tuple[Contender, Choice, Outcome]]
 def _rows(
     bench: BenchWorkload, contenders: Sequence[Contender], truth: Truth
 ) -> tuple[list[Row], Chosen]:
-    """One row a method and target; of the two filter kinds the one expected to filter more."""
+    """One row a method and target; of the two filter kinds the one calibration prefers."""
     rows: list[Row] = []
     chosen: Chosen = {}
     for target in TARGETS:
@@ -211,7 +212,7 @@ def _rows(
             else:
                 outcome = contender.method.run(choice.score.setting, contender.reported)
             key = (contender.name, target.value)
-            if key not in chosen or _rate(choice) > _rate(chosen[key][1]):
+            if key not in chosen or better(choice, chosen[key][1]):
                 chosen[key] = (contender, choice, outcome)
         ours = chosen.get(("infi-edge", target.value))
         for name in METHODS:
@@ -321,7 +322,7 @@ def _frontiers(bench: BenchWorkload, contenders: Sequence[Contender], truth: Tru
     for contender in contenders:
         settings = contender.method.settings
         if contender.name in ("infi-edge", "infi-edge-reuse") and contender.reported.embedded:
-            settings = [*settings, *itertools.islice(reuse_grid(), 0, None, 2)]
+            settings = [*settings, *itertools.islice(reuse_grid(len(truth)), 0, None, 2)]
         curve = []
         for setting in settings:
             outcome = contender.method.run(setting, contender.reported)

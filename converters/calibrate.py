@@ -238,14 +238,15 @@ def choose(
         if bound < target.value:
             continue
         choice = Choice(target, candidate, bound, "estimate", len(losses), block)
-        if best is None or _better(choice, best):
+        if best is None or better(choice, best):
             best = choice
     return best or Choice(target, None, 1.0, "estimate", 0, 0)
 
 
-def _better(a: Choice, b: Choice) -> bool:
-    assert a.score is not None
-    assert b.score is not None
+def better(a: Choice, b: Choice) -> bool:
+    """Whether `a` infers clearly less often than `b`, or about as often with a higher bound."""
+    if a.score is None or b.score is None:
+        return a.score is not None
     difference = a.score.filtering_rate - b.score.filtering_rate
     inferred = 1.0 - max(a.score.filtering_rate, b.score.filtering_rate)
     if abs(difference) > 0.05 * inferred:
@@ -281,11 +282,9 @@ def _learn_then_test(scores: Sequence[Score], target: Target, confidence: float)
 
 PERIODS = (*range(2, 41), *range(41, 101, 3), *range(101, 402, 20))
 """N of every-Nth, as a corner of the family and as a baseline."""
-AGES = (1, 2, 3, 4, 6, 8, 11, 15, 20, 28, 40, 60, 90, 130, None)
+AGES = (1, 2, 3, 4, 6, 8, 11, 15, 20, 28, 40, 60, 90, 130, 200, 300)
 THRESHOLDS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
-VOTE_PERIODS = (*range(2, 41), *range(41, 101, 3), *range(101, 402, 20))
-"""N of every-Nth, as a corner of the family and as a baseline."""
-AGES = (1, 2, 4, 8, 15, 30, 60, None)
+VOTE_AGES = (1, 2, 4, 8, 15, 30, 60, 130)
 
 
 def every_nth_knobs() -> list[Knobs]:
@@ -293,8 +292,12 @@ def every_nth_knobs() -> list[Knobs]:
     return [Knobs(reuse_threshold=1.0, max_since_inference=n - 1, deliver="last") for n in PERIODS]
 
 
-def reuse_grid(max_distance: int | None = None) -> list[Knobs]:
-    """The REUSE family: thresholds times A times what is delivered; every-Nth is its corner."""
+def reuse_grid(longest: int, max_distance: int | None = None) -> list[Knobs]:
+    """The REUSE family: thresholds times A times what is delivered; every-Nth is its corner.
+
+    longest: inputs in the shortest held-out stretch. A stays below three quarters of it: what a
+    stretch does not hold one cycle of cannot be judged on it, and an answer must not live forever.
+    """
     grid = every_nth_knobs()
     grid += [
         Knobs(reuse_threshold=threshold, max_since_inference=age, deliver=deliver)
@@ -310,7 +313,7 @@ def reuse_grid(max_distance: int | None = None) -> list[Knobs]:
         )
         for age, threshold in itertools.product(VOTE_AGES, THRESHOLDS[1:])
     ]
-    return grid
+    return [k for k in grid if k.max_since_inference and k.max_since_inference <= 0.75 * longest]
 
 
 def skip_grid(scores: np.ndarray | None) -> list[float]:

@@ -16,6 +16,7 @@ from converters.calibrate import (
     Fold,
     Score,
     Target,
+    better,
     choose,
     gate_method,
     lower_bound,
@@ -181,7 +182,11 @@ def search(
 ) -> list[Score]:
     """Score the family where it matters: every REUSE and SKIP setting once, then the promising
     ones, alone and together, from several starts. Returns the scores of the latter."""
-    reuse = reuse_grid(_max_distance(folds)) if mechanism != "skip" else []
+    reuse = (
+        reuse_grid(min(len(f.truth) for f in folds), _max_distance(folds))
+        if mechanism != "skip"
+        else []
+    )
     scores = [f.embedded.scores for f in folds if f.embedded and f.embedded.scores is not None]
     skips = skip_grid(np.concatenate(scores)) if mechanism != "reuse" and scores else []
     coarse_settings = [*reuse, *(Knobs(skip_threshold=t) for t in skips)]
@@ -289,7 +294,7 @@ def fit(
         choice = choose(scores, targets[0], confidence)
         rate = choice.score.filtering_rate if choice.score else 0.0
         notes.append(f"{kind} filter: filtering rate {rate:.3f} expected")
-        if best is None or rate > (best[0].score.filtering_rate if best[0].score else 0.0):
+        if best is None or better(choice, best[0]):
             best = (choice, candidate)
     if best is None:
         raise ConfigError("no filter could be trained: " + "; ".join(notes))

@@ -63,6 +63,8 @@ def open_samples(config: SourceConfig) -> Iterator[Sample]:
     if config.address.startswith("camera:"):
         return Camera(config.address.removeprefix("camera:")).samples()
     recording = open_recording(config.address, config.rate_hz)
+    if (config.start, config.end) == (0.0, 1.0):
+        return recording.samples()
     first, last = part(recording, config.start, config.end)
     return recording.samples(first, last)
 

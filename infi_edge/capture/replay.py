@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,11 @@ class Recording(Protocol):
     """A stream that can be read again: `count` inputs at `rate_hz`."""
 
     name: str
-    count: int
     rate_hz: float
+
+    @property
+    def count(self) -> int:
+        """How many inputs there are."""
 
     def samples(self, first: int = 0, last: int | None = None) -> Iterator[Sample]:
         """Yield inputs first..last-1 with their stream time; raise SourceError if one is bad."""
@@ -40,13 +45,18 @@ class VideoFile:
         self.rate_hz = float(capture.get(cv2.CAP_PROP_FPS))
         if not math.isfinite(self.rate_hz) or self.rate_hz <= 0:
             self.rate_hz = 25.0
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        if count <= 0:  # a stream without an index: count by reading
-            count = 0
-            while capture.grab():
-                count += 1
         capture.release()
-        self.count = count
+
+    @functools.cached_property
+    def count(self) -> int:
+        """Frames that can be decoded, by decoding them: what a file declares is often wrong."""
+        capture, count = self._open(), 0
+        while capture.grab():
+            count += 1
+        capture.release()
+        if count == 0:
+            raise SourceError(f"{self.name} holds no frame that can be decoded")
+        return count
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(self.name)
@@ -60,7 +70,7 @@ class VideoFile:
             for _ in range(first):
                 if not capture.grab():
                     return
-            for index in range(first, self.count if last is None else last):
+            for index in itertools.count(first) if last is None else range(first, last):
                 ok, frame = capture.read()
                 if not ok:
                     if index == 0:

@@ -29,9 +29,7 @@ def jpeg(frame: np.ndarray) -> bytes:
 JPEG = jpeg(scene(320, 240))
 
 
-@pytest.mark.parametrize(
-    "size", [(1280, 960), (640, 480), (320, 240), (150, 100), (64, 48), (9, 7)]
-)
+@pytest.mark.parametrize("size", [(1280, 960), (640, 480), (320, 240), (150, 100)])
 def test_jpeg_bytes_give_nearly_the_tensor_of_the_array(size):
     frame = scene(*size)
     of_bytes, of_array = image_tensor(jpeg(frame), SPEC), image_tensor(frame, SPEC)
