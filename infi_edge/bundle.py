@@ -148,7 +148,7 @@ def parse_manifest(raw: dict[str, Any], name: str) -> Manifest:
         )
     try:
         manifest = msgspec.convert(raw, Manifest)
-    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+    except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeError) as error:
         raise BundleError(f"{name} is damaged: its manifest is wrong: {error}") from error
     _check(manifest, name)
     return manifest
@@ -181,7 +181,14 @@ def _bad_knobs(knobs: Knobs) -> bool:
         knobs.max_distance,
         knobs.max_consecutive_filtered,
     )
-    return not 1 <= knobs.votes <= 1000 or any(n is not None and n < 0 for n in whole)
+    shares = (knobs.skip_threshold, knobs.reuse_threshold)
+    heartbeat = knobs.heartbeat_s
+    return (
+        not 1 <= knobs.votes <= 1000
+        or any(n is not None and n < 0 for n in whole)
+        or any(share is not None and not 0.0 <= share <= 1.0 for share in shares)
+        or (heartbeat is not None and not 0.0 < heartbeat < math.inf)
+    )
 
 
 def operating_point(

@@ -29,6 +29,10 @@ class Candidates:
     ages_s: np.ndarray
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 class ReuseCache:
     """Up to `capacity` (embedding, value) pairs, also bounded by bytes and age.
 
@@ -84,6 +88,11 @@ class ReuseCache:
         """The L1 distance, in uint8 steps, between a slot and an embedding (D,)."""
         return int(cv2.norm(self._embeddings[slot], embedding, cv2.NORM_L1))
 
+    def expire(self, now_s: float) -> None:
+        """Drop entries older than max_age_s."""
+        if self.max_age_s is not None and self._values and now_s - self._oldest_s > self.max_age_s:
+            self._drop(np.flatnonzero(now_s - self._times_s[: len(self)] > self.max_age_s))
+
     def candidates(self, embedding: np.ndarray, now_s: float) -> Candidates:
         """Return the 32 nearest entries and the 32 most recent ones (of fewer: all), each once.
 
@@ -91,9 +100,11 @@ class ReuseCache:
         it is neither near nor recent. Entries over max_age_s are dropped first.
         Cost: one pass over entries * D bytes (OpenCV batchDistance, L1).
         """
-        if self.max_age_s is not None and self._values and now_s - self._oldest_s > self.max_age_s:
-            self._drop(np.flatnonzero(now_s - self._times_s[: len(self)] > self.max_age_s))
+        self.expire(now_s)
         count = len(self)
+        if count == 0:
+            nothing = np.zeros(0, np.int64)
+            return Candidates(nothing, nothing, np.zeros(0))
         if count <= 2 * CANDIDATES:
             slots = np.arange(count)
         else:
@@ -229,7 +240,7 @@ class ReuseCache:
             )
         count, saved = manifest.get("count"), manifest.get("saved_at_unix_s")
         try:
-            values = json.loads(members["values.json"])
+            values = json.loads(members["values.json"], parse_constant=_refuse)
             if not isinstance(count, int) or not isinstance(saved, (int, float)):
                 raise ValueError("count")
             if not isinstance(values, list) or len(values) != count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def check_config(config: Config, name: str) -> Config:
         "gate.max_consecutive_filtered": config.gate.max_consecutive_filtered,
     }
     for key, value in positive.items():
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name}: {key} is {value}; it must be above 0")
     if config.gate.target_accuracy is not None and config.gate.target_recall is not None:
         raise ConfigError(f"{name}: give gate.target_accuracy or gate.target_recall, not both")

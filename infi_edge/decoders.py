@@ -243,7 +243,7 @@ def prepare(frame: np.ndarray, spec: TensorSpec, decoder: Decoder) -> tuple[np.n
     rows, columns = frame.shape[:2]
     if decoder.resize == "letterbox":
         ratio = min(height / rows, width / columns)
-        new_h, new_w = round(rows * ratio), round(columns * ratio)
+        new_h, new_w = max(round(rows * ratio), 1), max(round(columns * ratio), 1)
         top, left = (height - new_h) // 2, (width - new_w) // 2
         image = np.full((height, width, 3), decoder.border, np.uint8)
         image[top : top + new_h, left : left + new_w] = _resize(frame, new_w, new_h)

@@ -135,7 +135,7 @@ def _memory(root: Path) -> Iterator[Finding]:
         lines = (root / "proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line)
         free_mb = int(fields["MemAvailable"].split()[0]) / 1024
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, IndexError):
         return
     if free_mb < 200:
         yield Finding("problem", f"{free_mb:.0f} MB of memory free", "close other programs")

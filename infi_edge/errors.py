@@ -2,7 +2,14 @@
 
 
 class InfiEdgeError(Exception):
-    """Something a user can act on; the message is one sentence that says what to do."""
+    """Something a user can act on; the message is one printable line that says what to do.
+
+    What a hostile file puts into a message cannot move the terminal's cursor.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 class BundleError(InfiEdgeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +12,7 @@ from infi_edge.bundle import Bundle, Manifest, read_bundle
 from infi_edge.errors import BundleError, ExecutorError
 from infi_edge.features import IMAGE_FEATURES, image_features
 from infi_edge.interpreter import Network
-from infi_edge.learn import ReuseHead
+from infi_edge.learn import ReuseHead, sigmoid
 from infi_edge.preprocess import image_tensor
 from infi_edge.types import Image
 
@@ -35,8 +34,7 @@ def quantize_embedding(values: np.ndarray) -> np.ndarray:
 
 def skip_score(weight: float, bias: float, embedding: np.ndarray) -> float:
     """The SKIP head on d(x, 0): sigmoid(weight * sum(e) + bias) (InFi, MobiCom 2022, 4.1)."""
-    z = weight * int(embedding.sum(dtype=np.int64)) + bias
-    return 1.0 / (1.0 + math.exp(-z)) if z > -700 else 0.0
+    return sigmoid(weight * int(embedding.sum(dtype=np.int64)) + bias)
 
 
 class NetEmbedder:
@@ -88,6 +86,9 @@ class LightEmbedder:
         self._gains = array("gains.npy", "float32", (dim,))
         has_skip = bundle.manifest.skip is not None
         self._skip = array("skip.npy", "float32", (IMAGE_FEATURES + 1,)) if has_skip else None
+        numbers = [self._gains] if self._skip is None else [self._gains, self._skip]
+        if not all(np.isfinite(n).all() for n in numbers) or self._gains.min() < 0:
+            raise BundleError(f"{bundle.name} is damaged: its gains or weights are impossible")
 
     def __call__(self, tensor: np.ndarray) -> tuple[float | None, np.ndarray]:
         features = image_features(tensor)
@@ -95,7 +96,7 @@ class LightEmbedder:
         if self._skip is None:
             return None, embedding
         z = float(self._skip[:-1] @ features + self._skip[-1])
-        return 1.0 / (1.0 + math.exp(-z)) if z > -700 else 0.0, embedding
+        return sigmoid(z), embedding
 
 
 class InputFilter:

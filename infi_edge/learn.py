@@ -16,6 +16,11 @@ import numpy as np
 from infi_edge.tasks import SameRule, Value
 
 
+def sigmoid(x: float) -> float:
+    """Return 1 / (1 + exp(-x)) without overflow; NaN stays NaN."""
+    return 0.0 if x < -700 else 1.0 / (1.0 + math.exp(-x))
+
+
 @dataclass(frozen=True, slots=True)
 class ReuseHead:
     """p(changed) = sigmoid(bias + distance * d + log_age * log(1 + age_s) + age * age_s)."""

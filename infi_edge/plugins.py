@@ -25,5 +25,5 @@ def load_object(text: str, what: str) -> Any:
         sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{what} {text!r} cannot be imported: {error}") from error
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise ConfigError(f"{what} {text!r} cannot be imported: {error!r}") from error

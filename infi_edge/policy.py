@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from infi_edge.cache import Candidates, ReuseCache
-from infi_edge.learn import ReuseHead
+from infi_edge.learn import ReuseHead, sigmoid
 from infi_edge.tasks import SameRule, Value, vote
 from infi_edge.types import Action, Decision
 
@@ -104,39 +104,38 @@ class Policy:
             and self.since_inference >= knobs.max_since_inference
         ):
             return Decision(Action.INFER, "last inference too long ago", score=score)
+        self.cache.expire(now_s)
         if len(self.cache) == 0:
             return Decision(Action.INFER, "cache empty", score=score)
         return self._reuse(score, embedding, now_s)
 
     def _reuse(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
         knobs, cache = self.knobs, self.cache
+        assert knobs.reuse_threshold is not None
         if knobs.deliver == "last":
-            slot = cache.newest
+            slot, votes = cache.newest, 1
             distance, age_s = cache.distance(slot, embedding), cache.age_s(slot, now_s)
-            p, value, votes = self._p_changed(distance, age_s), cache.value(slot), 1
+            p, value = self._p_changed(distance, age_s), cache.value(slot)
         else:
             near = cache.candidates(embedding, now_s)
-            if len(near.slots) == 0:
-                return Decision(Action.INFER, "cache empty", score=score)
             logits = self._logits(near)
-            best = int(logits.argmin())
+            best, votes = int(logits.argmin()), 1
             slot = int(near.slots[best])
             distance, age_s = int(near.distances[best]), float(near.ages_s[best])
-            p, value, votes = _sigmoid(float(logits[best])), cache.value(slot), 1
+            p, value = sigmoid(float(logits[best])), cache.value(slot)
             if knobs.deliver == "vote":
                 p, value, votes = self._vote(near, logits, p)
-        too_far = knobs.max_distance is not None and distance > knobs.max_distance
-        assert knobs.reuse_threshold is not None
-        if too_far or not p <= knobs.reuse_threshold:
-            why = "unlike anything answered" if too_far else "may have changed"
-            return Decision(Action.INFER, why, score=score, p_changed=p)
+        if knobs.max_distance is not None and distance > knobs.max_distance:
+            return Decision(Action.INFER, "unlike anything answered", score=score, p_changed=p)
+        if not p <= knobs.reuse_threshold:  # a NaN is no licence to reuse
+            return Decision(Action.INFER, "may have changed", score=score, p_changed=p)
         cache.touch(slot)
         return Decision(Action.REUSE, "answered before", value, score, p, age_s, distance, votes)
 
     def _p_changed(self, distance: int, age_s: float) -> float:
         head = self.head
         assert head is not None
-        return _sigmoid(
+        return sigmoid(
             head.bias
             + head.distance * distance
             + head.log_age * math.log1p(age_s)
@@ -159,7 +158,11 @@ class Policy:
         Homogenized KNN (FoggyCache, MobiCom 2018) with weights; confidence
         (share * n_eff + p_same) / (n_eff + 1), n_eff the effective number of voters.
         """
-        count = min(self.knobs.votes, len(logits))
+        if self.knobs.max_distance is not None:
+            logits = np.where(near.distances <= self.knobs.max_distance, logits, np.inf)
+        count = min(self.knobs.votes, int(np.isfinite(logits).sum()))
+        if count == 0:
+            return math.nan, None, 0
         chosen = np.argpartition(logits, count - 1)[:count] if count < len(logits) else ...
         weights = np.exp(-(logits[chosen] - logits.min()) / VOTE_TEMPERATURE)
         values = [self.cache.value(slot) for slot in near.slots[chosen].tolist()]
@@ -167,7 +170,3 @@ class Policy:
         n_eff = float(weights.sum()) ** 2 / float(np.square(weights).sum())
         confidence = (share * n_eff + 1.0 - p_nearest) / (n_eff + 1.0)
         return 1.0 - confidence, value, count
-
-
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0

@@ -27,7 +27,10 @@ def image_tensor(data: Image, spec: ImageSpec) -> np.ndarray:
     Raises ValueError if it is neither.
     """
     frame = _decode_reduced(data, spec) if isinstance(data, bytes) else data
-    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.size == 0:
+    channels = frame.shape[2] if frame.ndim == 3 else 1
+    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or channels not in (1, 3):
+        raise ValueError(f"an image is uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
+    if frame.size == 0:
         raise ValueError(f"an image is uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
     # INTER_AREA costs by the pixel (6 ms from 1080p); bilinear to twice the size first does not.
     twice = (2 * spec.width, 2 * spec.height)
@@ -52,7 +55,10 @@ def _decode_reduced(data: bytes, spec: ImageSpec) -> np.ndarray:
         if width >= factor * spec.width and height >= factor * spec.height:
             flag = reduced
             break
-    frame = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    try:
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    except cv2.error:  # a header that declares an absurd size
+        frame = None
     if frame is None:
         raise ValueError("bytes that are no image")
     return frame

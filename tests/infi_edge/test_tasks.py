@@ -90,7 +90,7 @@ def test_a_class_without_a_label_is_named_by_its_number():
         ("confidence:high", LABELS, "'high'"),
         ("confidence:nan", LABELS, "'nan'"),
         ("guess", LABELS, "unknown task 'guess'"),
-        ("pose:left", LABELS, "unknown task"),
+        ("pose:left", LABELS, "task .pose:left."),
         ("", LABELS, "unknown task"),
         ("no.such.module:Task", LABELS, "cannot be imported"),
     ],
