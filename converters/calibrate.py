@@ -156,15 +156,16 @@ def block_length(errors: np.ndarray, longest: int) -> int:
 def lower_bound(losses: np.ndarray, confidence: float) -> float:
     """Return a lower bound of 1 - E[loss] from independent block losses: an estimate.
 
-    Student's t over blocks, with one more block of the mean loss plus 1/(n+1) of a block's worth,
-    so that a few blocks without an error do not promise perfection.
+    Student's t over the blocks and one more that went wrong like the wrong ones did (half wrong if
+    none did), so that some blocks without an error do not promise perfection: the rule of three.
     """
-    count = len(losses)
-    if count < 2:
+    if len(losses) < 2:
         return 0.0
-    mean = float(losses.sum() + 1.0 / (count + 1)) / (count + 1)
-    spread = max(float(losses.std(ddof=1)), 1.0 / (count + 1) / math.sqrt(count + 1))
-    return 1.0 - mean - _t_quantile(confidence, count - 1) * spread / math.sqrt(count)
+    wrong = losses[losses > 0]
+    unlucky = float(wrong.mean()) if len(wrong) else 0.5
+    seen = np.append(losses, unlucky)
+    error = float(seen.std(ddof=1)) / math.sqrt(len(seen))
+    return 1.0 - float(seen.mean()) - _t_quantile(confidence, len(losses) - 1) * error
 
 
 def _t_quantile(confidence: float, freedom: int) -> float:
@@ -217,17 +218,11 @@ def choose(
     scores: Sequence[Score],
     target: Target,
     confidence: float,
-    provable: bool = False,
 ) -> Choice:
-    """Return the setting of the highest filtering rate whose bound holds the target.
+    """Return the setting of the highest filtering rate whose bound holds the target: an estimate.
 
-    provable: the scored filter is the final one and never saw the folds, so that Learn-then-Test
-    may be tried first. Among settings that infer within 5 % as often the highest bound wins.
+    Among settings that infer within 5 % as often the highest bound wins.
     """
-    if provable:
-        proven = _learn_then_test(scores, target, confidence)
-        if proven is not None:
-            return proven
     best: Choice | None = None
     for candidate in scores:
         if candidate.filtering_rate <= 0:
@@ -254,30 +249,41 @@ def better(a: Choice, b: Choice) -> bool:
     return a.bound > b.bound
 
 
-def _learn_then_test(scores: Sequence[Score], target: Target, confidence: float) -> Choice | None:
-    """Fixed-sequence testing: every other block orders the settings, the rest test them in turn.
+def certify(
+    selected: Sequence[Score],
+    test: Callable[[Any], Score],
+    target: Target,
+    confidence: float,
+) -> Choice | None:
+    """Return the boldest setting that is certified, or None: a guarantee (Learn then Test, 2.3).
 
-    The order goes from the safest to the boldest of the Pareto front, so the last setting before
-    the first failure is certified at the confidence (Learn then Test, section 2.3).
+    selected: settings scored on one stretch, which orders them from the safest to the boldest of
+    the Pareto front. test: scores a setting on another stretch; neither was seen in training.
+    Fixed-sequence testing: settings are tested in that order until the first one fails.
     """
-    limit = 1.0 - target.value
-    block = max((s.block_inputs for s in scores), default=1)
-    table = [(s, s.losses(target.measure, block)) for s in scores if s.filtering_rate > 0]
-    front = sorted(
-        ((float(losses[::2].mean()), s.filtering_rate, s, losses) for s, losses in table),
-        key=lambda row: (row[0], -row[1]),
-    )
+    limit, rate = 1.0 - target.value, 0.0
     best: Choice | None = None
-    rate = 0.0
-    for _, filtering_rate, candidate, losses in front:
-        if filtering_rate <= rate:
+    safest_first = sorted(
+        (s for s in selected if s.filtering_rate > 0),
+        key=lambda s: (float(s.losses(target.measure, s.block_inputs).mean()), -s.filtering_rate),
+    )
+    for candidate in safest_first:
+        if candidate.filtering_rate <= rate:
             continue
-        if p_value(losses[1::2], limit) > 1.0 - confidence:
+        tested = test(candidate.setting)
+        losses = tested.losses(target.measure, candidate.block_inputs)
+        if p_value(losses, limit) > 1.0 - confidence:
             break
-        rate = filtering_rate
-        tested = losses[1::2]
-        best = Choice(target, candidate, target.value, "guarantee", len(tested), block)
+        rate = candidate.filtering_rate
+        best = Choice(
+            target, tested, target.value, "guarantee", len(losses), candidate.block_inputs
+        )
     return best
+
+
+def blocks_needed(target: Target, confidence: float) -> int:
+    """How many blocks without an error certify a target: 29, 59, 149 for 0.90, 0.95, 0.98."""
+    return math.ceil(math.log(1.0 - confidence) / math.log(target.value))
 
 
 PERIODS = (*range(2, 41), *range(41, 101, 3), *range(101, 402, 20))

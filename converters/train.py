@@ -67,9 +67,12 @@ def _augment(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarr
     pair = np.stack([a, b]).astype(np.float32)
     flip = rng.random(count) < 0.5
     pair[:, flip] = pair[:, flip, :, ::-1]
-    gain = rng.uniform(0.85, 1.15, (1, count, 1, 1, 1))
+    gain = rng.uniform(0.85, 1.15, (1, count, 1, 1, 1)).astype(np.float32)
     offset = rng.uniform(-15, 15, (1, count, 1, 1, 1)) + rng.normal(0, 3, (2, count, 1, 1, 1))
-    return np.clip(pair * gain + offset, 0, 255).reshape(2 * count, *a.shape[1:]).astype(np.float32)
+    pair *= gain
+    pair += offset.astype(np.float32)
+    np.clip(pair, 0, 255, out=pair)
+    return pair.reshape(2 * count, *a.shape[1:])
 
 
 class _Siamese(tf.Module):  # type: ignore[misc]

@@ -14,6 +14,8 @@ from converters.calibrate import (
     Score,
     Target,
     block_length,
+    blocks_needed,
+    certify,
     choose,
     every_nth_knobs,
     gate_method,
@@ -96,50 +98,58 @@ def test_motion_infers_when_something_moves() -> None:
     assert 0 < outcome.filtering_rate < 1
 
 
+def scored(rate: float, filtered: float, count: int, seed: int) -> Score:
+    rng = np.random.default_rng(seed)
+    errors = (rng.random(count) < rate).astype(float)
+    return Score(rate, errors, np.full(count, filtered), np.ones(count, bool), 10)
+
+
 def test_a_long_stream_of_independent_blocks_is_certified() -> None:
-    rng = np.random.default_rng(0)
-    wanted = np.ones(4000, bool)
-    scores = [
-        Score("timid", (rng.random(4000) < 0.005).astype(float), np.full(4000, 0.5), wanted, 20),
-        Score("bold", (rng.random(4000) < 0.2).astype(float), np.full(4000, 0.9), wanted, 20),
-    ]
-    choice = choose(scores, Target("accuracy", 0.95), 0.95, provable=True)
+    selected = [scored(0.005, 0.5, 4000, 0), scored(0.2, 0.9, 4000, 1)]
+    tested = {s.setting: scored(s.setting, s.filtering_rate, 4000, 2) for s in selected}
+    choice = certify(selected, tested.__getitem__, Target("accuracy", 0.95), 0.95)
+    assert choice is not None
     assert choice.kind == "guarantee"
-    assert choice.score is scores[0]
-    assert choose(scores, Target("accuracy", 0.95), 0.95).kind == "estimate"
+    assert choice.score is tested[0.005]
+    assert choose(selected, Target("accuracy", 0.95), 0.95).kind == "estimate"
+
+
+def test_too_few_blocks_certify_nothing() -> None:
+    selected = [scored(0.0, 0.5, 200, 0)]
+    test = scored(0.0, 0.5, 200, 1)
+    assert certify(selected, lambda _: test, Target("accuracy", 0.95), 0.95) is None
 
 
 def test_a_guarantee_fails_no_more_often_than_its_confidence() -> None:
-    limit, confidence, failures = 0.1, 0.9, 0
+    limit, confidence, failures, certified = 0.1, 0.9, 0, 0
+    rates = np.linspace(0.04, 0.16, 7)
     for seed in range(200):
-        rng = np.random.default_rng(seed)
-        rates = np.linspace(0.04, 0.16, 7)
-        scores = [
-            Score(
-                rate,
-                (rng.random(3000) < rate).astype(float),
-                np.full(3000, rate),
-                np.ones(3000, bool),
-                10,
-            )
-            for rate in rates
-        ]
-        choice = choose(scores, Target("accuracy", 1 - limit), confidence, provable=True)
-        if choice.kind == "guarantee" and choice.score is not None:
-            failures += float(choice.score.setting) > limit
+        selected = [scored(rate, rate, 3000, 10 * seed + k) for k, rate in enumerate(rates)]
+        choice = certify(
+            selected,
+            lambda rate, seed=seed: scored(
+                rate, rate, 3000, 100_000 + 999 * seed + int(1e4 * rate)
+            ),
+            Target("accuracy", 1 - limit),
+            confidence,
+        )
+        certified += choice is not None
+        failures += choice is not None and float(choice.score.setting) > limit
+    assert certified > 150
     assert failures <= 200 * (1 - confidence) * 1.5
 
 
 @pytest.mark.parametrize(("blocks", "target"), [(29, 0.9), (59, 0.95), (149, 0.98)])
 def test_certifying_without_an_error_needs_this_many_blocks(blocks: int, target: float) -> None:
     limit = 1 - target
+    assert blocks_needed(Target("accuracy", target), 0.95) == blocks
     assert p_value(np.zeros(blocks), limit) <= 0.05
     assert p_value(np.zeros(blocks - 1), limit) > 0.05
 
 
 def test_the_bound_is_below_the_mean_and_rises_with_blocks() -> None:
-    few = lower_bound(np.full(6, 0.02), 0.95)
-    many = lower_bound(np.full(100, 0.02), 0.95)
+    few = lower_bound(np.tile([0.0, 0.04], 3), 0.95)
+    many = lower_bound(np.tile([0.0, 0.04], 50), 0.95)
     assert few < many < 0.98
     assert lower_bound(np.zeros(5), 0.95) < 1.0
     assert lower_bound(np.array([0.0]), 0.95) == 0.0

@@ -1,0 +1,73 @@
+"""Every example in the README runs, and every command line in it parses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from converters import cli as convert_cli
+from infi_edge import Action
+from infi_edge import cli as edge_cli
+from infi_edge.capture.replay import open_recording
+from infi_edge.config import load_config
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def command_lines() -> list[str]:
+    """The lines that call the project's own commands."""
+    shell = [block for block in blocks("") if "infi-convert" in block]
+    text = "\n".join(shell).replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith(("infi-edge ", "infi-convert "))]
+
+
+def test_the_python_example_gates_a_camera(
+    toy: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy)
+    sys.path.insert(0, str(toy))
+    from toy_model import brightest
+
+    (toy / "yard.infi").write_bytes(toy_bundle.read_bytes())
+    clip = open_recording(str(toy / "toy.avi"))
+    seen: dict[str, object] = {
+        "my_model": brightest,
+        "camera": [sample.data for sample in clip.samples(120, 130)],
+    }
+    [example] = blocks("python")
+    exec(example, seen)
+    assert seen["result"].action in Action  # type: ignore[attr-defined]
+
+
+def test_the_settings_example_is_accepted(tmp_path: Path) -> None:
+    [example] = blocks("toml")
+    (tmp_path / "yard.toml").write_text(example)
+    assert load_config(tmp_path / "yard.toml").gate.target_accuracy == 0.9
+
+
+def test_there_are_command_lines_to_check() -> None:
+    assert len(command_lines()) >= 5
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_the_command_lines_parse(line: str) -> None:
+    name, command, *arguments = shlex.split(line)
+    group = {"infi-edge": edge_cli.cli, "infi-convert": convert_cli.cli}[name]
+    group.commands[command].make_context(command, arguments)
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
