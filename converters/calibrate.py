@@ -290,7 +290,7 @@ PERIODS = (*range(2, 41), *range(41, 101, 3), *range(101, 402, 20))
 """N of every-Nth, as a corner of the family and as a baseline."""
 AGES = (1, 2, 3, 4, 6, 8, 11, 15, 20, 28, 40, 60, 90, 130, 200, 300)
 THRESHOLDS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
-VOTE_AGES = (1, 2, 4, 8, 15, 30, 60, 130)
+VOTE_AGES = (1, 2, 3, 4, 6, 8, 11, 15, 20, 30)
 
 
 def every_nth_knobs() -> list[Knobs]:
