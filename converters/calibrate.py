@@ -46,12 +46,14 @@ class Method:
     """A family of gates. settings: from strict to loose is not required. run: replays one.
 
     period: how many inputs a setting's own cycle spans (it is replayed from several starts), or 1.
+    blind: whether a setting does not look at its inputs at all.
     """
 
     name: str
     settings: Sequence[Any]
     run: Replay
     period: Callable[[Any], int] = lambda setting: 1
+    blind: Callable[[Any], bool] = lambda setting: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Score:
     filtered: np.ndarray
     wanted: np.ndarray
     period: int
+    blind: bool = False
 
     @property
     def filtering_rate(self) -> float:
@@ -131,6 +134,7 @@ def score(method: Method, setting: Any, folds: Sequence[Fold], starts: int = 3) 
         np.concatenate(filtered),
         wanted,
         method.period(setting),
+        method.blind(setting),
     )
 
 
@@ -221,7 +225,7 @@ def choose(
 ) -> Choice:
     """Return the setting of the highest filtering rate whose bound holds the target: an estimate.
 
-    Among settings that infer within 5 % as often the highest bound wins.
+    Among settings that infer within 10 % as often the safest wins (`better`).
     """
     best: Choice | None = None
     for candidate in scores:
@@ -239,13 +243,19 @@ def choose(
 
 
 def better(a: Choice, b: Choice) -> bool:
-    """Whether `a` infers clearly less often than `b`, or about as often with a higher bound."""
+    """Whether `a` infers clearly less often than `b`, or about as often and is the safer one.
+
+    Safer is what looks at its inputs: it notices a scene that changes faster than the recording
+    did. Among those, what has the higher bound.
+    """
     if a.score is None or b.score is None:
         return a.score is not None
     difference = a.score.filtering_rate - b.score.filtering_rate
     inferred = 1.0 - max(a.score.filtering_rate, b.score.filtering_rate)
-    if abs(difference) > 0.05 * inferred:
+    if abs(difference) > 0.1 * inferred:
         return difference > 0
+    if a.score.blind != b.score.blind:
+        return b.score.blind
     return a.bound > b.bound
 
 
@@ -344,6 +354,11 @@ def knob_period(setting: Knobs) -> int:
     return 1 << 30 if limit is None else limit + 1
 
 
+def knob_blind(setting: Knobs) -> bool:
+    """Whether these knobs answer whatever the input shows: every-Nth."""
+    return setting.reuse_threshold == 1.0 and setting.max_distance is None
+
+
 def gate_method(name: str, settings: Sequence[Knobs]) -> Method:
     """The learned gate over these knobs as a method."""
-    return Method(name, settings, run_policy, knob_period)
+    return Method(name, settings, run_policy, knob_period, knob_blind)
