@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from infi_edge import Gate, InfiEdgeError, Result, Sample, load_filter
 from infi_edge.bundle import operating_point
 from infi_edge.capture.replay import open_recording, part
 from infi_edge.daemon import run_loop
-from infi_edge.evaluate import labelled
+from infi_edge.evaluate import Opened, labelled
 from infi_edge.gate import workload_for
 from infi_edge.replay import Truth
 from infi_edge.sinks import JsonLines
@@ -63,11 +63,12 @@ def main() -> None:
     n = calibrated_n(earlier, target, table.confidence)
 
     rows = {
-        "run-everything": timed(clip.samples(first, last), truth, EveryNth(workload, 1)),
-        f"every-{n}": timed(clip.samples(first, last), truth, EveryNth(workload, n)),
+        "run-everything": timed(Opened(clip, first, last), truth, EveryNth(workload, 1)),
+        f"every-{n}": timed(Opened(clip, first, last), truth, EveryNth(workload, n)),
     }
     gate = Gate(input_filter, workload)
-    gate.warm_up(next(clip.samples(first, last)).data)
+    samples = Opened(clip, first, last)
+    gate.warm_up(samples.first.data)
     values: list[Value] = []
     inferred: list[int] = []
 
@@ -77,7 +78,7 @@ def main() -> None:
         print(f"\rinfi-edge: input {len(values)}/{last - first}", end="", file=sys.stderr)
 
     began = time.perf_counter()
-    run_loop(clip.samples(first, last), gate, [JsonLines(io.StringIO())], after)
+    run_loop(samples, gate, [JsonLines(io.StringIO())], after)
     spent_s = time.perf_counter() - began
     print(file=sys.stderr)
     ours = rows["infi-edge"] = measured(truth, values, sum(inferred), spent_s)
@@ -120,7 +121,7 @@ class EveryNth:
 
 
 def timed(
-    samples: Iterator[Sample], truth: Truth, answer: Callable[[Sample], tuple[Value, bool]]
+    samples: Iterable[Sample], truth: Truth, answer: Callable[[Sample], tuple[Value, bool]]
 ) -> Row:
     """Run `answer` over the samples and measure it."""
     began = time.perf_counter()

@@ -121,9 +121,8 @@ def run(config: Config, after: Callable[[Result], None] | None = None) -> Gate:
             run_loop(samples, gate, [sink], after)
             return gate
         keeper = _SnapshotKeeper(gate, snapshot, cache_identity(config, input_filter))
-        keeper.load()
         stack.callback(keeper.save)
-        run_loop(samples, gate, [sink], lambda result: keeper.after(result, after))
+        run_loop(keeper.watch(samples), gate, [sink], after)
     return gate
 
 
@@ -133,25 +132,32 @@ class _SnapshotKeeper:
     def __init__(self, gate: Gate, path: str, identity: str) -> None:
         self._gate, self._path, self._identity = gate, path, identity
         self._saved_at_s = time.monotonic()
-        self._now_s = 0.0
+        self._now_s: float | None = None
 
-    def load(self) -> None:
-        if Path(self._path).exists():
-            try:
-                count = self._gate.cache.load(self._path, self._identity, self._now_s)
-                log.info("cache snapshot: %d answers loaded from %s", count, self._path)
-            except BundleError as error:
-                log.warning("cache snapshot not used: %s", error)
+    def watch(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Pass samples on; their stream time is what the ages of entries are counted in."""
+        for sample in samples:
+            if self._now_s is None:
+                self._load(sample.time_s)
+            self._now_s = sample.time_s
+            yield sample
+            if time.monotonic() - self._saved_at_s > SNAPSHOT_EVERY_S:
+                self.save()
 
-    def after(self, result: Result, then: Callable[[Result], None] | None) -> None:
-        self._now_s = result.time_s
-        if time.monotonic() - self._saved_at_s > SNAPSHOT_EVERY_S:
-            self.save()
-        if then is not None:
-            then(result)
+    def _load(self, now_s: float) -> None:
+        if not Path(self._path).exists():
+            return
+        try:
+            count = self._gate.cache.load(self._path, self._identity, now_s)
+            log.info("cache snapshot: %d answers loaded from %s", count, self._path)
+        except BundleError as error:
+            log.warning("cache snapshot not used: %s", error)
 
     def save(self) -> None:
+        """Write the snapshot, unless there was no input; a full disk is counted, not fatal."""
         self._saved_at_s = time.monotonic()
+        if self._now_s is None:
+            return
         try:
             self._gate.cache.save(self._path, self._identity, self._now_s)
         except OSError as error:

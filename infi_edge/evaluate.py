@@ -103,6 +103,17 @@ def labelled(
     return make_truth(values, times_s, workload.task, workload.same)
 
 
+class Opened:
+    """Samples whose source is open and at its place: what a timed loop may start from."""
+
+    def __init__(self, recording: Recording, first: int, last: int) -> None:
+        self._rest = recording.samples(first, last)
+        self.first = next(self._rest)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return itertools.chain([self.first], self._rest)
+
+
 def time_loop(
     recording: Recording, first: int, last: int, gate: Gate, workload: Workload
 ) -> Timing:
@@ -118,23 +129,23 @@ def time_loop(
                 return
             yield sample
 
-    warm = next(iter(recording.samples(first, first + 1)))
-    workload(warm.data)
+    samples = Opened(recording, first, last)
+    workload(samples.first.data)
+    gate.warm_up(samples.first.data)
     count = 0
     began = time.perf_counter()
-    for sample in timed(recording.samples(first, last)):
+    for sample in timed(iter(samples)):
         started = time.perf_counter()
         workload(sample.data)
         spent["model"] += time.perf_counter() - started
         count += 1
     plain_s = time.perf_counter() - began
 
-    for sample in recording.samples(first, first + 1):
-        gate.warm_up(sample.data)
     inferred = 0
     filter_s: list[float] = []
+    samples = Opened(recording, first, last)
     began = time.perf_counter()
-    for sample in recording.samples(first, last):
+    for sample in samples:
         started = time.perf_counter()
         infers = gate(sample).action is Action.INFER
         inferred += infers
