@@ -23,15 +23,10 @@ from converters.calibrate import (
     reuse_grid,
     score,
 )
-from converters.fit import (
-    cross_fit,
-    embed_stretch,
-    fold_stretches,
-    learnable,
-    search,
-    uncalibrated,
-)
+from converters.crossfit import cross_fit, embed_stretch, fold_stretches, uncalibrated
+from converters.fit import learnable
 from converters.recordings import TrainingData, load_training_data
+from converters.search import search
 from converters.trained import Kind, TrainedFilter, TrainSettings
 from infi_edge.cache import Eviction
 from infi_edge.capture.replay import Recording, open_recording

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from converters import verify
 from converters.calibrate import (
@@ -21,14 +19,11 @@ from converters.calibrate import (
     certify,
     choose,
     gate_method,
-    lower_bound,
-    reuse_grid,
     score,
-    skip_grid,
 )
-from converters.light import train_light
-from converters.quiet import quiet_stderr
-from converters.recordings import Stretches, TrainingData
+from converters.crossfit import Report, cross_fit, embed_stretch, quiet, train_kind, uncalibrated
+from converters.recordings import TrainingData
+from converters.search import search
 from converters.trained import (
     DeadFilterError,
     Kind,
@@ -38,30 +33,19 @@ from converters.trained import (
     versions,
 )
 from infi_edge.bundle import (
-    FORMAT_VERSION,
     Bundle,
     Calibration,
-    Manifest,
     OperatingPoint,
     WorkloadInfo,
 )
 from infi_edge.errors import ConfigError
 from infi_edge.filter import InputFilter
 from infi_edge.policy import Knobs
-from infi_edge.replay import Embedded
 
-FOLDS = 4
 MIN_INPUTS = 80
 MIN_OF_A_KIND = 8
 ACCURACIES = (0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 RECALLS = (0.8, 0.9, 0.95, 0.98)
-
-Report = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """A Report that says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,147 +100,6 @@ def learnable(data: TrainingData, mechanism: Mechanism) -> tuple[Mechanism, list
         raise ConfigError("; ".join(told) + "; record a stretch that shows both")
     chosen: Mechanism = "both" if len(left) == 2 else ("skip" if left == ["skip"] else "reuse")
     return chosen, told
-
-
-def fold_stretches(count: int) -> list[tuple[int, int]]:
-    """Cut 0..count into FOLDS blocks of time."""
-    edges = np.linspace(0, count, FOLDS + 1).astype(int).tolist()
-    return list(itertools.pairwise(edges))
-
-
-def others(stretch: tuple[int, int], count: int) -> Stretches:
-    """What is left of 0..count without a stretch."""
-    around = [(0, stretch[0]), (stretch[1], count)]
-    return [(first, last) for first, last in around if last > first]
-
-
-def train_kind(
-    kind: Kind,
-    data: TrainingData,
-    stretches: Stretches,
-    settings: TrainSettings,
-    report: Report,
-    what: str,
-) -> TrainedFilter:
-    """Train one filter of a kind. Raises DeadFilterError."""
-    if kind == "light":
-        return train_light(data, stretches, settings)
-    with quiet_stderr():
-        from converters.train import train_network
-    return train_network(data, stretches, settings, lambda done, total: report(what, done, total))
-
-
-def embed_stretch(trained: TrainedFilter, data: TrainingData, first: int, last: int) -> Embedded:
-    """Run a trained filter, as the device will, over part of the data."""
-    input_filter = InputFilter(uncalibrated(trained, data))
-    results = [input_filter.embed_tensor(data.tensors[i][None]) for i in range(first, last)]
-    scores = None if trained.skip is None else np.array([score for score, _ in results])
-    return Embedded(np.stack([e for _, e in results]), scores, input_filter.head)
-
-
-def cross_fit(
-    kind: Kind, data: TrainingData, settings: TrainSettings, report: Report = quiet
-) -> tuple[TrainedFilter, list[Fold]]:
-    """Train one filter per left-out block of time, and the final one on everything.
-
-    Each fold carries what a filter that never saw it says on it. Raises DeadFilterError.
-    """
-    folds = []
-    stretches = fold_stretches(len(data))
-    for number, stretch in enumerate(stretches, 1):
-        rest = others(stretch, len(data))
-        what = f"{kind} filter {number}/{FOLDS + 1}"
-        trained = train_kind(kind, data, rest, settings, report, what)
-        folds.append(Fold(data.truth.cut(*stretch), embed_stretch(trained, data, *stretch)))
-    what = f"{kind} filter {FOLDS + 1}/{FOLDS + 1}"
-    return train_kind(kind, data, [(0, len(data))], settings, report, what), folds
-
-
-def search(
-    folds: Sequence[Fold],
-    targets: Sequence[Target],
-    mechanism: Mechanism,
-    confidence: float,
-    report: Report = quiet,
-    what: str = "calibrating",
-) -> list[Score]:
-    """Score the family where it matters: every REUSE and SKIP setting once, then the promising
-    ones, alone and together, from several starts. Returns the scores of the latter."""
-    reuse = (
-        reuse_grid(min(len(f.truth) for f in folds), _max_distance(folds))
-        if mechanism != "skip"
-        else []
-    )
-    scores = [f.embedded.scores for f in folds if f.embedded and f.embedded.scores is not None]
-    skips = skip_grid(np.concatenate(scores)) if mechanism != "reuse" and scores else []
-    coarse_settings = [*reuse, *(Knobs(skip_threshold=t) for t in skips)]
-    method = gate_method("infi-edge", coarse_settings)
-    coarse = []
-    for done, setting in enumerate(coarse_settings, 1):
-        coarse.append(score(method, setting, folds, starts=1))
-        report(what, done, len(coarse_settings))
-    finer: dict[Knobs, None] = {}
-    for target in targets:
-        reuses = _promising(
-            [s for s in coarse if s.setting.skip_threshold is None], target, confidence
-        )
-        alone = [s for s in coarse if s.setting.skip_threshold is not None]
-        finer.update(
-            dict.fromkeys(s.setting for s in [*reuses, *_promising(alone, target, confidence)])
-        )
-        for threshold in _skip_levels(alone, target):
-            for candidate in reuses:
-                together = msgspec.structs.replace(candidate.setting, skip_threshold=threshold)
-                finer[together] = None
-    fine = []
-    for done, setting in enumerate(finer, 1):
-        fine.append(score(method, setting, folds))
-        report(f"{what} (finer)", done, len(finer))
-    return fine
-
-
-def _promising(
-    scores: Sequence[Score], target: Target, confidence: float, most: int = 12
-) -> list[Score]:
-    """The settings of the highest rates among those whose bound comes near the target, and among
-    those whose bound holds it with room to spare."""
-    if not scores:
-        return []
-    ranked = sorted(scores, key=lambda s: -s.filtering_rate)
-    bounds = [lower_bound(s.losses(target.measure, s.block_inputs), confidence) for s in ranked]
-    chosen: dict[int, Score] = {}
-    for margin in (-0.02, 0.0, 0.01):
-        fitting = [i for i, b in enumerate(bounds) if b >= target.value + margin]
-        chosen.update({i: ranked[i] for i in fitting[:most]})
-    return list(chosen.values())
-
-
-def _skip_levels(alone: Sequence[Score], target: Target) -> list[float]:
-    """SKIP thresholds that use none, a quarter and a half of the errors a target allows."""
-    levels = []
-    for share in (0.0, 0.25, 0.5):
-        allowed = share * (1.0 - target.value)
-        error = [1.0 - (s.recall if target.measure == "recall" else s.accuracy) for s in alone]
-        fitting = [
-            s.setting.skip_threshold for s, e in zip(alone, error, strict=True) if e <= allowed
-        ]
-        if fitting:
-            levels.append(max(fitting))
-    return sorted(set(levels))
-
-
-def _max_distance(folds: Sequence[Fold]) -> int | None:
-    """The 99.5th percentile of the distance from an input to the nearest one before it.
-
-    The vote cannot notice novelty by itself (all voters may agree and be far); this can.
-    """
-    nearest = []
-    for fold in folds:
-        assert fold.embedded is not None
-        embeddings = fold.embedded.embeddings.astype(np.int32)
-        for i in range(1, len(embeddings), max(len(embeddings) // 200, 1)):
-            nearest.append(int(np.abs(embeddings[:i] - embeddings[i]).sum(axis=1).min()))
-    return int(np.quantile(nearest, 0.995)) if nearest else None
 
 
 def fit(
@@ -408,40 +251,3 @@ def _point(choice: Choice, data: TrainingData) -> OperatingPoint:
         bound=choice.bound,
         kind=choice.kind,
     )
-
-
-def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
-    """A filter as a bundle whose only row infers everything."""
-    everything = OperatingPoint(
-        measure="accuracy",
-        target=1.0,
-        knobs=Knobs(),
-        accuracy=1.0,
-        recall=None,
-        filtering_rate=0.0,
-        bound=1.0,
-        kind="estimate",
-    )
-    mechanism: Mechanism = (
-        "both" if trained.skip and trained.reuse else ("skip" if trained.skip else "reuse")
-    )
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        modality="image",
-        mechanism=mechanism,
-        preprocess=data.spec,
-        filter=trained.spec,
-        skip=trained.skip,
-        reuse=trained.reuse,
-        workload=WorkloadInfo(
-            model="", model_identity="", decoder="raw", task="", same="exact", labels=[]
-        ),
-        calibration=Calibration(
-            confidence=0.0, blocks=0, block_inputs=0, chosen=0, points=[everything]
-        ),
-        trained_on={},
-        parity={},
-        versions={},
-        lowest_runtime="",
-    )
-    return Bundle(manifest, trained.members, "filter")

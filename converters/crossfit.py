@@ -1,0 +1,125 @@
+"""Train filters so that each block of time is judged by one that never saw it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from converters.calibrate import Fold
+from converters.light import train_light
+from converters.quiet import quiet_stderr
+from converters.recordings import Stretches, TrainingData
+from converters.trained import Kind, Mechanism, TrainedFilter, TrainSettings
+from infi_edge.bundle import (
+    FORMAT_VERSION,
+    Bundle,
+    Calibration,
+    Manifest,
+    OperatingPoint,
+    WorkloadInfo,
+)
+from infi_edge.filter import InputFilter
+from infi_edge.policy import Knobs
+from infi_edge.replay import Embedded
+
+FOLDS = 4
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total)."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """A Report that says nothing."""
+
+
+def fold_stretches(count: int) -> list[tuple[int, int]]:
+    """Cut 0..count into FOLDS blocks of time."""
+    edges = np.linspace(0, count, FOLDS + 1).astype(int).tolist()
+    return list(itertools.pairwise(edges))
+
+
+def others(stretch: tuple[int, int], count: int) -> Stretches:
+    """What is left of 0..count without a stretch."""
+    around = [(0, stretch[0]), (stretch[1], count)]
+    return [(first, last) for first, last in around if last > first]
+
+
+def train_kind(
+    kind: Kind,
+    data: TrainingData,
+    stretches: Stretches,
+    settings: TrainSettings,
+    report: Report,
+    what: str,
+) -> TrainedFilter:
+    """Train one filter of a kind. Raises DeadFilterError."""
+    if kind == "light":
+        return train_light(data, stretches, settings)
+    with quiet_stderr():
+        from converters.train import train_network
+    return train_network(data, stretches, settings, lambda done, total: report(what, done, total))
+
+
+def embed_stretch(trained: TrainedFilter, data: TrainingData, first: int, last: int) -> Embedded:
+    """Run a trained filter, as the device will, over part of the data."""
+    input_filter = InputFilter(uncalibrated(trained, data))
+    results = [input_filter.embed_tensor(data.tensors[i][None]) for i in range(first, last)]
+    scores = None if trained.skip is None else np.array([score for score, _ in results])
+    return Embedded(np.stack([e for _, e in results]), scores, input_filter.head)
+
+
+def cross_fit(
+    kind: Kind, data: TrainingData, settings: TrainSettings, report: Report = quiet
+) -> tuple[TrainedFilter, list[Fold]]:
+    """Train one filter per left-out block of time, and the final one on everything.
+
+    Each fold carries what a filter that never saw it says on it. Raises DeadFilterError.
+    """
+    folds = []
+    stretches = fold_stretches(len(data))
+    for number, stretch in enumerate(stretches, 1):
+        rest = others(stretch, len(data))
+        what = f"{kind} filter {number}/{FOLDS + 1}"
+        trained = train_kind(kind, data, rest, settings, report, what)
+        folds.append(Fold(data.truth.cut(*stretch), embed_stretch(trained, data, *stretch)))
+    what = f"{kind} filter {FOLDS + 1}/{FOLDS + 1}"
+    return train_kind(kind, data, [(0, len(data))], settings, report, what), folds
+
+
+def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
+    """A filter as a bundle whose only row infers everything."""
+    everything = OperatingPoint(
+        measure="accuracy",
+        target=1.0,
+        knobs=Knobs(),
+        accuracy=1.0,
+        recall=None,
+        filtering_rate=0.0,
+        bound=1.0,
+        kind="estimate",
+    )
+    mechanism: Mechanism = (
+        "both" if trained.skip and trained.reuse else ("skip" if trained.skip else "reuse")
+    )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        modality="image",
+        mechanism=mechanism,
+        preprocess=data.spec,
+        filter=trained.spec,
+        skip=trained.skip,
+        reuse=trained.reuse,
+        workload=WorkloadInfo(
+            model="", model_identity="", decoder="raw", task="", same="exact", labels=[]
+        ),
+        calibration=Calibration(
+            confidence=0.0, blocks=0, block_inputs=0, chosen=0, points=[everything]
+        ),
+        trained_on={},
+        parity={},
+        versions={},
+        lowest_runtime="",
+    )
+    return Bundle(manifest, trained.members, "filter")
