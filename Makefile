@@ -49,7 +49,7 @@ test-tflite: .venv-tflite/.installed
 .venv-tflite/.installed: setup.cfg
 	$(PYTHON) -m venv .venv-tflite
 	.venv-tflite/bin/python -m pip install --quiet 'numpy<2' 'opencv-python-headless<4.12' \
-		'tflite-runtime>=2.14' 'click>=8.1' 'imagesize>=1.4' 'msgspec>=0.18' 'threadpoolctl>=3.5' 'pytest>=8' \
+		'tflite-runtime>=2.14' 'click>=8.1' 'imagesize>=1.4' 'msgspec>=0.18' 'pytest>=8' \
 		'hypothesis>=6.100' 'psutil>=5.9'
 	.venv-tflite/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@

@@ -234,8 +234,11 @@ def _rows(
                 row["filter"] = contender.kind
                 row["setting"] = str(choice.score.setting) if choice.score else "filters nothing"
                 row["expected_filtering_rate"] = _rate(choice)
+                row["target_missed"] = row["ci_high"] < target.value
                 if ours is not None and not name.startswith("infi-edge"):
                     row |= _against(ours[2], outcome, ours[1].block_inputs or block)
+                    if row["target_missed"]:
+                        row["infi_edge_verdict"] = "missed its target"
                 rows.append(row)
     return rows, chosen
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from converters.recordings import Stretches, TrainingData
 from converters.trained import DeadFilterError, TrainedFilter, TrainSettings, indices
@@ -14,12 +13,6 @@ from infi_edge.learn import fit_reuse, fit_skip
 
 def train_light(data: TrainingData, stretches: Stretches, settings: TrainSettings) -> TrainedFilter:
     """Fit the light filter (NumPy, seconds). Raises DeadFilterError if nothing is learned."""
-    # Several BLAS threads add up in an order of their own: one, so that a seed gives one result.
-    with threadpool_limits(1, "blas"):
-        return _train(data, stretches, settings)
-
-
-def _train(data: TrainingData, stretches: Stretches, settings: TrainSettings) -> TrainedFilter:
     truth, members = data.truth, {}
     weights = np.zeros(data.features.shape[1], np.float32)
     reuse = None

@@ -89,19 +89,32 @@ def fit_reuse(
     rng = np.random.default_rng(seed)
     a, b = sample_pairs(stretches, pairs, rng)
     y = changed(values, a, b, same)
-    age = np.abs(times_s[b] - times_s[a]).astype(np.float32)
+    age = np.abs(times_s[b] - times_s[a])
+    wide = features.astype(np.float64)
     columns = np.concatenate(
-        [np.abs(features[a] - features[b]), np.log1p(age)[:, None], age[:, None]], axis=1
+        [np.abs(wide[a] - wide[b]), np.log1p(age)[:, None], age[:, None]], axis=1
     )
     spread = columns.std(axis=0) + 1e-6
-    x = columns / spread
-    cost = np.full(x.shape[1], penalty, np.float32)
+    cost = np.full(columns.shape[1], penalty)
     cost[-2:] = 0.0
-    w, bias = _non_negative_logistic(x, y, cost, steps)
-    w = w / spread
-    return LightMetric(
-        w[:-2].astype(np.float32), ReuseHead(1.0, float(w[-2]), float(w[-1]), float(bias))
-    )
+    w, bias = _non_negative_logistic(columns / spread, y.astype(np.float64), cost, steps)
+    w[w < 1e-6 * w.max(initial=0.0)] = 0.0
+    w = settled(w / spread)
+    head = ReuseHead(1.0, float(w[-2]), float(w[-1]), float(settled(np.array(bias))))
+    return LightMetric(w[:-2].astype(np.float32), head)
+
+
+def settled(numbers: np.ndarray) -> np.ndarray:
+    """Round to six significant digits.
+
+    Sums in float64 differ in their last digits with the threads and the memory they ran on; what
+    is left is the same on every run.
+    """
+    with np.errstate(divide="ignore"):
+        digits = 5 - np.floor(np.log10(np.abs(numbers)))
+    factor = 10.0 ** np.where(np.isfinite(digits), digits, 0.0)
+    rounded: np.ndarray = np.round(numbers * factor) / factor
+    return rounded
 
 
 def fit_skip(
@@ -111,30 +124,31 @@ def fit_skip(
 
     features: float32 (N, F). redundant: bool (N,). penalty: L2, per unit of a feature's spread.
     """
-    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-3
-    x = (features - mean) / spread
-    y = (~redundant).astype(np.float32)
-    w, bias, before = np.zeros(x.shape[1], np.float32), 0.0, np.zeros(x.shape[1], np.float32)
+    wide = features.astype(np.float64)
+    mean, spread = wide.mean(axis=0), wide.std(axis=0) + 1e-3
+    x = (wide - mean) / spread
+    y = (~redundant).astype(np.float64)
+    w, bias, before = np.zeros(x.shape[1]), 0.0, np.zeros(x.shape[1])
     step = 4.0 / (float(np.linalg.norm(x, 2)) ** 2 / len(x) + 1.0)
     for k in range(steps):
-        point = w + np.float32(k / (k + 3)) * (w - before)
+        point = w + k / (k + 3) * (w - before)
         z = np.clip(x @ point + bias, -30, 30)
         residual = (1 / (1 + np.exp(-z)) - y) / len(x)
-        before, w = w, point - np.float32(step) * (x.T @ residual + np.float32(penalty) * point)
+        before, w = w, point - step * (x.T @ residual + penalty * point)
         bias -= step * float(residual.sum())
     w = w / spread
-    return np.append(w, bias - float(w @ mean)).astype(np.float32)
+    return settled(np.append(w, bias - float(w @ mean))).astype(np.float32)
 
 
 def _non_negative_logistic(
     x: np.ndarray, y: np.ndarray, cost: np.ndarray, steps: int
 ) -> tuple[np.ndarray, float]:
     rows, columns = x.shape
-    w = np.zeros(columns, np.float32)
+    w = np.zeros(columns)
     rate = float(np.clip(y.mean(), 0.01, 0.99))
     bias = math.log(rate / (1 - rate))
     # The Lipschitz constant of the gradient, by power iteration (the bias column included).
-    v = np.full(columns, 1 / np.sqrt(columns), np.float32)
+    v = np.full(columns, 1 / np.sqrt(columns))
     for _ in range(20):
         v = x.T @ (x @ v)
         v /= np.linalg.norm(v)

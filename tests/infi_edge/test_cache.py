@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infi_edge.archive import read_archive, write_archive
+from infi_edge.archive import array_bytes, read_archive, write_archive
 from infi_edge.cache import CANDIDATES, ReuseCache
 from infi_edge.errors import BundleError
 
@@ -250,5 +250,20 @@ def test_a_snapshot_with_a_value_that_is_no_json_is_refused(tmp_path, refuses):
     filled(1)[0].save(path, "yard", 0.0)
     manifest, members = read_archive(path)
     write_archive(path, manifest, {**members, "values.json": b"[NaN]"})
+    with refuses(BundleError, "damaged cache snapshot"):
+        ReuseCache(DIM).load(path, "yard", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("saved_at", "age_s"),
+    [(10**400, 0.0), (-(10**400), 0.0), (-1.7e308, 1.7e308), (0.0, np.nan)],
+    ids=["future", "past", "overflow", "nan"],
+)
+def test_a_snapshot_of_an_impossible_time_is_refused(tmp_path, refuses, saved_at, age_s):
+    path = tmp_path / "snapshot"
+    filled(1)[0].save(path, "yard", 0.0)
+    manifest, members = read_archive(path)
+    members["ages_s.npy"] = array_bytes(np.array([age_s]))
+    write_archive(path, {**manifest, "saved_at_unix_s": saved_at}, members)
     with refuses(BundleError, "damaged cache snapshot"):
         ReuseCache(DIM).load(path, "yard", 0.0)
