@@ -301,6 +301,7 @@ PERIODS = (*range(2, 41), *range(41, 101, 3), *range(101, 402, 20))
 AGES = (1, 2, 3, 4, 6, 8, 11, 15, 20, 28, 40, 60, 90, 130, 200, 300)
 THRESHOLDS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 VOTE_AGES = (1, 2, 3, 4, 6, 8, 11, 15, 20, 30)
+VOTERS = 15
 
 
 def every_nth_knobs() -> list[Knobs]:
@@ -313,6 +314,7 @@ def reuse_grid(longest: int, max_distance: int | None = None) -> list[Knobs]:
 
     longest: inputs in the shortest held-out stretch. A stays below three quarters of it: what a
     stretch does not hold one cycle of cannot be judged on it, and an answer must not live forever.
+    For the same reason a vote needs a stretch in which its voters come together.
     """
     grid = every_nth_knobs()
     grid += [
@@ -325,9 +327,11 @@ def reuse_grid(longest: int, max_distance: int | None = None) -> list[Knobs]:
             reuse_threshold=threshold,
             max_since_inference=age,
             deliver="vote",
+            votes=VOTERS,
             max_distance=max_distance,
         )
         for age, threshold in itertools.product(VOTE_AGES, THRESHOLDS[1:])
+        if (age + 1) * VOTERS <= longest
     ]
     return [k for k in grid if k.max_since_inference and k.max_since_inference <= 0.75 * longest]
 

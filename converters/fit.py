@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from converters import verify
 from converters.calibrate import (
@@ -40,6 +41,7 @@ from infi_edge.bundle import (
 )
 from infi_edge.errors import ConfigError
 from infi_edge.filter import InputFilter
+from infi_edge.learn import changed, sample_pairs
 from infi_edge.policy import Knobs
 
 MIN_INPUTS = 80
@@ -87,12 +89,15 @@ def learnable(data: TrainingData, mechanism: Mechanism) -> tuple[Mechanism, list
     if min(redundant, len(data) - redundant) < MIN_OF_A_KIND:
         which = "redundant" if redundant < MIN_OF_A_KIND else "wanted"
         notes["skip"] = f"SKIP cannot be learned: hardly any input is {which}"
-    first = truth.values[0]
-    if all(truth.same(first, value) for value in truth.values):
-        notes["reuse"] = "REUSE cannot be learned: the answer never changes"
-    neighbours = [truth.same(a, b) for a, b in zip(truth.values, truth.values[1:], strict=False)]
-    if not any(neighbours):
-        notes["reuse"] = "REUSE cannot be learned: no two answers are the same; try --same within:1"
+    # Pairs, not the first answer with the rest: `within` and `iou` are not transitive.
+    a, b = sample_pairs([(0, len(data))], 4000, np.random.default_rng(0))
+    changes = int(changed(truth.values, a, b, truth.same).sum())
+    if changes < MIN_OF_A_KIND:
+        notes["reuse"] = "REUSE cannot be learned: the answer hardly ever changes"
+    if len(a) - changes < MIN_OF_A_KIND:
+        notes["reuse"] = (
+            "REUSE cannot be learned: hardly two answers are the same; try --same within:1"
+        )
     wanted = ["skip", "reuse"] if mechanism == "both" else [mechanism]
     left = [m for m in wanted if m not in notes]
     told = [notes[m] for m in wanted if m in notes]

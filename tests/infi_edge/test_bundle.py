@@ -175,6 +175,8 @@ def test_a_manifest_that_is_no_json_object_is_refused(content, refuses, text):
         (("format_version",), True, "format_version"),
         (("colour",), "red", "unknown field"),
         (("new\nline",), 1, "unknown field"),
+        (("filter", "colour"), "red", "unknown field"),
+        ((*KNOBS, "colour"), "red", "unknown field"),
         (("\ud800",), 1, "manifest"),
         (("modality",), "\ud800", "manifest"),
         (("modality",), "smell", "modality"),

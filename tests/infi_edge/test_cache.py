@@ -157,6 +157,30 @@ def test_the_newest_and_the_most_recent_are_right_after_evictions():
     assert min(found) >= 150
 
 
+@pytest.mark.parametrize(
+    ("eviction", "evicted"), [("oldest", "a"), ("lru", "b"), ("least-hit", "b")]
+)
+def test_the_evicted_entry_is_the_policys(eviction, evicted):
+    cache = ReuseCache(DIM, 3, eviction=eviction)
+    for name in "abc":
+        cache.insert(FAR, name, 0.0)
+    for name in "bcaac":
+        cache.touch(values(cache).index(name))
+    cache.insert(FAR, "d", 0.0)
+    assert sorted(values(cache)) == sorted(set("abcd") - {evicted})
+
+
+def test_least_hit_takes_the_first_inserted_of_equals_and_forgets_hits_of_the_evicted():
+    cache = ReuseCache(DIM, 2, eviction="least-hit")
+    for name in "ab":
+        cache.insert(FAR, name, 0.0)
+    for name in "ba":
+        cache.touch(values(cache).index(name))
+    for name in "cd":
+        cache.insert(FAR, name, 0.0)
+    assert sorted(values(cache)) == ["b", "d"]
+
+
 def test_an_answer_larger_than_all_the_bytes_is_not_stored():
     cache = ReuseCache(DIM, max_bytes=500)
     cache.insert(FAR, "small", 0.0)

@@ -146,7 +146,7 @@ def test_the_content_hash_knows_content_names_and_nothing_else(video, folder, tm
     before = open_recording(str(folder)).content_hash()
     moved = folder.rename(tmp_path / "moved")
     assert open_recording(str(moved)).content_hash() == before
-    (moved / "a.jpg").rename(moved / "e.jpg")
+    (moved / "a.jpg").rename(moved / "aa.jpg")
     assert open_recording(str(moved)).content_hash() != before
 
 

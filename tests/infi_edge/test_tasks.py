@@ -142,7 +142,8 @@ def test_exact_compares_whole_values():
 def test_within_allows_a_difference_in_every_number_and_in_nothing_else():
     same = make_same("within:0.1", "pose")
     assert same(2, 2.05)
-    assert not same(2, 3)
+    assert not same(2, 2.11)
+    assert make_same("within:1", "count:car")(2, 3)
     assert same([[0, 0.5, 0.5]], [[0, 0.55, 0.45]])
     assert not same([[0, 0.5, 0.5]], [[1, 0.5, 0.5]])
     assert not same([[0, 0.5, 0.5]], [])
@@ -202,6 +203,7 @@ def test_names_vote_for_the_heaviest_and_on_a_tie_for_the_earlier(votes):
 
 def test_true_and_false_vote_as_names_do():
     assert vote([False, True, True], np.array([1.5, 1.0, 1.0]), same_exact) == (True, 2 / 3.5)
+    assert vote([True, False], np.array([1.0, 1.0]), same_exact) == (True, 0.5)
 
 
 def test_values_that_are_nearly_the_same_vote_together():
