@@ -33,7 +33,7 @@ convert-env: $(VENV)/.convert
 demo-bundle: $(VENV)/.runtime
 	$(BIN)/infi-convert train "$$($(BIN)/python examples/assets.py clip)" \
 		--model "$$($(BIN)/python examples/assets.py model)" --decoder blazeface \
-		--task detect:person --same iou:0.5 --end 0.75 --kind light --target-accuracy 0.9 \
+		--task detect:person --same iou:0.7 --end 0.75 --kind light --target-accuracy 0.9 \
 		-o examples/demo.infi
 
 test: $(VENV)/.dev
