@@ -20,6 +20,7 @@ from converters.calibrate import Fold, Target, choose, score
 from infi_edge import Gate, InfiEdgeError, Result, Sample, load_filter
 from infi_edge.bundle import operating_point
 from infi_edge.capture.replay import open_recording, part
+from infi_edge.cli import Bar
 from infi_edge.daemon import run_loop
 from infi_edge.evaluate import Opened, labelled
 from infi_edge.gate import workload_for
@@ -69,18 +70,18 @@ def main() -> None:
     gate = Gate(input_filter, workload)
     samples = Opened(clip, first, last)
     gate.warm_up(samples.first.data)
+    bar = Bar("infi-edge on the clip")
     values: list[Value] = []
     inferred: list[int] = []
 
     def after(result: Result) -> None:
         values.append(result.value)
         inferred.append(result.action.value == "infer")
-        print(f"\rinfi-edge: input {len(values)}/{last - first}", end="", file=sys.stderr)
+        bar(len(values), last - first)
 
     began = time.perf_counter()
     run_loop(samples, gate, [JsonLines(io.StringIO())], after)
     spent_s = time.perf_counter() - began
-    print(file=sys.stderr)
     ours = rows["infi-edge"] = measured(truth, values, sum(inferred), spent_s)
 
     print(f"{'':<16}{'inputs':>8}{'inferred':>10}{'filtering':>11}{'accuracy':>10}{'inputs/s':>10}")

@@ -79,10 +79,11 @@ def test_only_capture_devices_are_microphones(tmp_path):
     assert finding == Finding("ok", f"microphone {tmp_path}/dev/snd/pcmC0D0c")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every device")
 def test_a_device_that_may_not_be_read_says_which_group_to_join(tmp_path):
     root = machine(tmp_path, HEALTHY)
     (root / "dev/video0").chmod(0)
+    if os.access(root / "dev/video0", os.R_OK):
+        pytest.skip("root may read every device")
     [finding] = about(root, "camera /")
     assert finding.level == "problem"
     assert "permission denied" in finding.what
