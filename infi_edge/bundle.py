@@ -162,11 +162,10 @@ def _check(manifest: Manifest, name: str) -> None:
         "embedding size": not 1 <= spec.dim <= MAX_DIM,
         "embedding scale": not (math.isfinite(spec.scale) and spec.scale > 0),
         "input size": not (1 <= size.width <= MAX_SIDE and 1 <= size.height <= MAX_SIDE),
-        "mechanism": (
-            (manifest.skip is None and manifest.reuse is None)
-            or (manifest.mechanism == "skip" and manifest.skip is None)
-            or (manifest.mechanism == "reuse" and manifest.reuse is None)
-        ),
+        "mechanism": (manifest.skip is not None, manifest.reuse is not None)
+        != {"both": (True, True), "skip": (True, False), "reuse": (False, True)}[
+            manifest.mechanism
+        ],
         "calibration table": not 0 <= calibration.chosen < len(calibration.points),
         "knobs": any(_bad_knobs(point.knobs) for point in calibration.points),
     }

@@ -249,11 +249,11 @@ class ReuseCache:
                 members["embeddings.npy"], "uint8", (count, self.dim), f"{path}: embeddings"
             )
             ages = array_from_bytes(members["ages_s.npy"], "float64", (count,), f"{path}: ages")
-        except (KeyError, ValueError, RecursionError) as error:
+            ages = np.maximum(ages, 0.0) + max(time.time() - float(saved), 0.0)
+            if not np.isfinite(ages).all():
+                raise ValueError("ages")
+        except (KeyError, ValueError, OverflowError, RecursionError) as error:
             raise BundleError(f"{path} is a damaged cache snapshot; delete it") from error
-        if not np.isfinite(ages).all():
-            raise BundleError(f"{path} is a damaged cache snapshot; delete it")
-        away_s = max(time.time() - saved, 0.0)
         for embedding, value, age in zip(embeddings, values, ages.tolist(), strict=True):
-            self.insert(embedding, value, now_s - max(age, 0.0) - away_s)
+            self.insert(embedding, value, now_s - age)
         return len(self)

@@ -115,8 +115,8 @@ def _ssd(outputs: list[np.ndarray], fit: Fit) -> Detections:
     Exporters order the outputs differently; they are told apart by shape and content.
     """
     boxes = [o for o in outputs if o.ndim == 3 and o.shape[2] == 4]
-    counts = [o for o in outputs if o.size == 1]
-    rest = [o for o in outputs if o.ndim == 2 and o.size != 1]
+    counts = [o for o in outputs if o.ndim == 1 and o.size == 1]
+    rest = [o for o in outputs if o.ndim == 2]
     if len(outputs) != 4 or len(boxes) != 1 or len(counts) != 1 or len(rest) != 2:
         raise ConfigError(
             "decoder ssd needs the four TFLite_Detection_PostProcess outputs, "
@@ -234,8 +234,8 @@ def make_decoder(text: str, inputs: Sequence[TensorSpec]) -> Decoder:
 def prepare(frame: np.ndarray, spec: TensorSpec, decoder: Decoder) -> tuple[np.ndarray, Fit]:
     """Make a model's input tensor of a BGR uint8 frame (H, W, 3).
 
-    Integer inputs get the real pixel value through their own scale and zero point; a uint8 input
-    without quantization gets the pixels as they are. Raises ConfigError for a non-image input.
+    A uint8 input gets the pixels as they are, an int8 input the pixels minus 128, a float input
+    the decoder's range. Raises ConfigError for a non-image input.
     """
     if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
         raise ConfigError(f"the model's input {spec.shape} is no image of shape (1, H, W, 3 or 1)")

@@ -47,11 +47,15 @@ def _expect(decoded: Any, kind: type, task: str) -> None:
 def _class_ids(names: Sequence[str], labels: Sequence[str], task: str) -> np.ndarray:
     if not labels:
         raise ConfigError(f"task {task} names classes, but there are no labels; give --labels FILE")
-    missing = [name for name in names if name not in labels]
+    # ImageNet's labels are lists of synonyms ("suit, suit of clothes"): the first one names it.
+    short = [label.partition(",")[0] for label in labels]
+    missing = [name for name in names if name not in labels and name not in short]
     if missing:
         some = ", ".join(list(labels)[:8])
         raise ConfigError(f"class {missing[0]!r} is not in the labels ({some}, ...)")
-    return np.array([i for i, label in enumerate(labels) if label in names])
+    return np.array(
+        [i for i, pair in enumerate(zip(labels, short, strict=True)) if set(pair) & set(names)]
+    )
 
 
 class Count:
@@ -204,13 +208,17 @@ def make_task(text: str, labels: Sequence[str]) -> Task:
         return Confidence(_number(rest, "confidence"), labels)
     if kind == "pose" and not rest:
         return Pose()
-    if names_object(text) and kind not in KINDS:
-        task: Task = load_object(text, "task")(labels)
-        return task
-    raise ConfigError(
-        f"unknown task {text!r}; use count:NAMES, presence:NAMES, detect:NAMES, label, "
-        "label:NAMES, confidence:0.9, pose or package.module:Class"
+    known = (
+        "count:NAMES, presence:NAMES, detect:NAMES, label, label:NAMES, confidence:0.9, pose "
+        "or package.module:Class"
     )
+    if names_object(text) and kind not in KINDS:
+        try:
+            task: Task = load_object(text, "task")(labels)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; use {known}") from error
+        return task
+    raise ConfigError(f"unknown task {text!r}; use {known}")
 
 
 def _number(text: str, what: str) -> float:
