@@ -17,7 +17,7 @@ from converters.calibrate import (
     Method,
     Score,
     Target,
-    better,
+    best_choice,
     choose,
     gate_method,
     reuse_grid,
@@ -207,7 +207,7 @@ def _rows(
             else:
                 outcome = contender.method.run(choice.score.setting, contender.reported)
             key = (contender.name, target.value)
-            if key not in chosen or better(choice, chosen[key][1]):
+            if key not in chosen or best_choice([chosen[key][1], choice]) is choice:
                 chosen[key] = (contender, choice, outcome)
         ours = chosen.get(("infi-edge", target.value))
         for name in METHODS:

@@ -225,38 +225,32 @@ def choose(
 ) -> Choice:
     """Return the setting of the highest filtering rate whose bound holds the target: an estimate.
 
-    Among settings that infer within 10 % as often the safest wins (`better`).
+    Among settings that infer within 10 % as often the safest wins (`best_choice`).
     """
-    best: Choice | None = None
+    holding = []
     for candidate in scores:
         if candidate.filtering_rate <= 0:
             continue
-        block = candidate.block_inputs
-        losses = candidate.losses(target.measure, block)
+        losses = candidate.losses(target.measure, candidate.block_inputs)
         bound = lower_bound(losses, confidence)
-        if bound < target.value:
-            continue
-        choice = Choice(target, candidate, bound, "estimate", len(losses), block)
-        if best is None or better(choice, best):
-            best = choice
-    return best or Choice(target, None, 1.0, "estimate", 0, 0)
+        if bound >= target.value:
+            block = candidate.block_inputs
+            holding.append(Choice(target, candidate, bound, "estimate", len(losses), block))
+    return best_choice(holding) or Choice(target, None, 1.0, "estimate", 0, 0)
 
 
-def better(a: Choice, b: Choice) -> bool:
-    """Whether `a` infers clearly less often than `b`, or about as often and is the safer one.
+def best_choice(choices: Sequence[Choice]) -> Choice | None:
+    """Return the choice that infers least; of those that infer within 10 % as often, the safest.
 
-    Safer is what looks at its inputs: it notices a scene that changes faster than the recording
-    did. Among those, what has the higher bound.
+    Safest is what looks at its inputs: it notices a scene that changes faster than the recording
+    did. Among those, what has the highest bound. None if nothing filters.
     """
-    if a.score is None or b.score is None:
-        return a.score is not None
-    difference = a.score.filtering_rate - b.score.filtering_rate
-    inferred = 1.0 - max(a.score.filtering_rate, b.score.filtering_rate)
-    if abs(difference) > 0.1 * inferred:
-        return difference > 0
-    if a.score.blind != b.score.blind:
-        return b.score.blind
-    return a.bound > b.bound
+    rated = [(c.score.filtering_rate, c) for c in choices if c.score is not None]
+    if not rated:
+        return None
+    least = 1.0 - max(rate for rate, _ in rated)
+    near = [c for rate, c in rated if 1.0 - rate <= 1.1 * least]
+    return max(near, key=lambda c: (c.score is not None and not c.score.blind, c.bound))
 
 
 def certify(

@@ -58,7 +58,6 @@ def cli() -> None:
     show_default=True,
 )
 @click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
-@click.option("--rate-hz", type=float, help="Images a second, for a folder of images.")
 @click.option("--allow-pass-through", is_flag=True, help="Write a gate that filters nothing.")
 @click.option("-o", "--output", required=True, help="The bundle, NAME.infi.")
 @click.option("--report", help="Write what was done and expected as JSON.")
@@ -83,9 +82,11 @@ def train_command(
 ) -> None:
     """Train on RECORDING (a clip or a folder of images), calibrate, quantize, check, write."""
     if (target_accuracy is None) == (target_recall is None):
-        raise ConfigError("give --target-accuracy or --target-recall")
+        raise ConfigError("give either --target-accuracy or --target-recall")
     spec = _image_spec(size)
     for path in (output, report):
+        if path is not None and Path(path).is_dir():
+            raise ConfigError(f"{path} is a folder; name a file in it")
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ConfigError(f"{path} cannot be written: its folder does not exist")
     workload, identity = make_workload(options)
@@ -138,6 +139,8 @@ def train_command(
     for note in fitted.notes:
         click.echo(note, err=True)
     point = fitted.bundle.manifest.calibration.points[0]
+    if point.filtering_rate == 0:
+        click.echo("this gate filters nothing: no filter holds the target here", err=True)
     click.echo(
         f"{output}: {fitted.bundle.manifest.mechanism}, {fitted.bundle.manifest.filter.kind} "
         f"filter; {point.measure} {point.target:g} ({point.kind}, bound {point.bound:.3f} from "

@@ -15,7 +15,7 @@ from converters.calibrate import (
     Fold,
     Score,
     Target,
-    better,
+    best_choice,
     blocks_needed,
     certify,
     choose,
@@ -142,7 +142,7 @@ def fit(
         choice = choose(scores, targets[0], confidence)
         rate = choice.score.filtering_rate if choice.score else 0.0
         notes.append(f"{kind} filter: filtering rate {rate:.3f} expected")
-        if best is None or better(choice, best[0]):
+        if best is None or best_choice([best[0], choice]) is choice:
             best = (choice, candidate)
     if best is None:
         raise ConfigError("no filter could be trained: " + "; ".join(notes))
@@ -153,12 +153,23 @@ def fit(
             f"confidence {confidence:g} on this recording; record more, lower the target or the "
             "confidence, or write that bundle with --allow-pass-through"
         )
-    choices = {t: choose(candidate.scores, t, confidence) for t in table}
+    choices = _monotone({t: choose(candidate.scores, t, confidence) for t in table})
     proven = _prove(candidate, data, choice, settings, confidence, report)
     if proven is not None:
         candidate, choices[targets[0]] = proven
         notes.append(f"the {candidate.kind} filter was trained on the first half and certified")
     return _assemble(data, choices, workload, settings, confidence, trained_on, candidate, notes)
+
+
+def _monotone(choices: dict[Target, Choice]) -> dict[Target, Choice]:
+    """Let a laxer target take a stricter one's row where that is the better gate."""
+    rows = dict(choices)
+    for target, choice in choices.items():
+        stricter = [
+            c for t, c in choices.items() if t.measure == target.measure and t.value >= target.value
+        ]
+        rows[target] = replace(best_choice(stricter) or choice, target=target)
+    return rows
 
 
 def _prove(

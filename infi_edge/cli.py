@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,10 @@ def target_options(command: F) -> F:
 
 
 def part_options(command: F) -> F:
-    """Add --start and --end: the part of a recording, as fractions."""
+    """Add --start and --end, the part of a recording as fractions, and --rate-hz."""
+    positive = click.FloatRange(0.0, min_open=True)
+    rate = click.option("--rate-hz", type=positive, help="Images a second, of a folder.")
+    command = rate(command)
     command = click.option("--end", default=1.0, show_default=True, help="Fraction.")(command)
     return click.option("--start", default=0.0, show_default=True, help="Fraction.")(command)
 
@@ -120,7 +124,9 @@ def _manifest_workload(
 @target_options
 @part_options
 @click.option("--allow-other-model", is_flag=True, help="Run a model the filter does not know.")
-@click.option("--output", default="-", show_default=True, help="JSON lines file; - for stdout.")
+@click.option(
+    "--output", default="-", show_default=True, help="JSON lines file, appended to; - for stdout."
+)
 def run(
     config: str | None,
     source: str | None,
@@ -129,6 +135,7 @@ def run(
     target_recall: float | None,
     start: float,
     end: float,
+    rate_hz: float | None,
     allow_other_model: bool,
     output: str,
     **options: str | None,
@@ -146,7 +153,7 @@ def run(
         _manifest_workload(read_bundle(bundle).manifest, options, allow_other_model)
         settings = check_config(
             Config(
-                source=SourceConfig(address=source, start=start, end=end),
+                source=SourceConfig(address=source, start=start, end=end, rate_hz=rate_hz),
                 model=ModelConfig(
                     path=model,
                     version=options["model_version"] or "",
@@ -189,6 +196,7 @@ def evaluate_command(
     target_recall: float | None,
     start: float,
     end: float,
+    rate_hz: float | None,
     allow_other_model: bool,
     timed_inputs: int,
     misses: str | None,
@@ -197,8 +205,13 @@ def evaluate_command(
 ) -> None:
     """What would BUNDLE save here? Replays it beside the model's own answers."""
     input_filter = InputFilter(read_bundle(bundle))
+    if target_accuracy is not None and target_recall is not None:
+        raise ConfigError("give --target-accuracy or --target-recall, not both")
     point = operating_point(input_filter.manifest, target_accuracy, target_recall)
-    recording = open_recording(source)
+    wanted = target_accuracy or target_recall
+    if wanted is not None and point.target != wanted:
+        click.echo(f"the bundle's row for {point.measure} {point.target:g} is used", err=True)
+    recording = open_recording(source, rate_hz or daemon.trained_rate_hz(input_filter.manifest))
     first, last = part(recording, start, end)
     workload, identity = _manifest_workload(input_filter.manifest, options, allow_other_model)
     report, truth, outcome = evaluate.evaluate(
@@ -212,6 +225,7 @@ def evaluate_command(
         timed_inputs=timed_inputs,
         progress=Bar("the model on every input"),
     )
+    click.echo(json.dumps(report.as_dict()) if as_json else _evaluation_text(report, point))
     if misses is not None:
         count = evaluate.save_misses(
             recording,
@@ -222,10 +236,6 @@ def evaluate_command(
             lambda i: f"{'skipped' if outcome.actions[i] == SKIPPED else 'reused'}",
         )
         click.echo(f"{count} inputs with a wrong answer saved in {misses}", err=True)
-    if as_json:
-        click.echo(json.dumps(report.as_dict()))
-    else:
-        click.echo(_evaluation_text(report, point))
 
 
 def _evaluation_text(report: evaluate.Evaluation, point: OperatingPoint) -> str:
@@ -305,11 +315,19 @@ def doctor_command() -> None:
 def run_command(command: click.Group, name: str) -> None:
     """Run a command group; what a user can act on becomes one sentence and exit code 2."""
     cv2.setNumThreads(1)  # the filter's images are tiny: OpenCV's threads only cost
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         command(standalone_mode=False)
     except InfiEdgeError as error:
         click.echo(f"{name}: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except OSError as error:  # a full disk, a folder without permission
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"{name}: {where}{error.strerror or error}; write elsewhere", err=True)
         sys.exit(2)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -319,9 +337,6 @@ def run_command(command: click.Group, name: str) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo(f"{name}: stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from infi_edge.bundle import operating_point
+from infi_edge.bundle import Manifest, operating_point
 from infi_edge.capture.camera import Camera
 from infi_edge.capture.replay import open_recording, part
 from infi_edge.config import Config, SourceConfig
@@ -58,11 +58,20 @@ def run_loop(
             after(result)
 
 
-def open_samples(config: SourceConfig) -> Iterator[Sample]:
-    """Open a source by its address. Raises SourceError if it is not there."""
+def trained_rate_hz(manifest: Manifest) -> float | None:
+    """The rate of the recording a filter was trained on: a folder of images has none of its own."""
+    rate_hz = manifest.trained_on.get("rate_hz")
+    return float(rate_hz) if isinstance(rate_hz, (int, float)) and rate_hz > 0 else None
+
+
+def open_samples(config: SourceConfig, rate_hz: float | None = None) -> Iterator[Sample]:
+    """Open a source by its address. rate_hz: of a folder whose settings name none.
+
+    Raises SourceError if it is not there.
+    """
     if config.address.startswith("camera:"):
         return Camera(config.address.removeprefix("camera:")).samples()
-    recording = open_recording(config.address, config.rate_hz)
+    recording = open_recording(config.address, config.rate_hz or rate_hz)
     if (config.start, config.end) == (0.0, 1.0):
         return recording.samples()
     first, last = part(recording, config.start, config.end)
@@ -111,7 +120,7 @@ def run(config: Config, after: Callable[[Result], None] | None = None) -> Gate:
     """
     input_filter = load_filter(config.gate.filter)
     gate = make_gate(config, input_filter)
-    samples = open_samples(config.source)
+    samples = open_samples(config.source, trained_rate_hz(input_filter.manifest))
     snapshot = config.cache.snapshot
     with ExitStack() as stack:
         target = sys.stdout if config.output.jsonl == "-" else config.output.jsonl

@@ -88,7 +88,8 @@ def _nms(
 
 
 def _shapes(outputs: Sequence[np.ndarray]) -> str:
-    return ", ".join(str(tuple(o.shape)) for o in outputs) or "none"
+    """The outputs as a sentence ends: their shapes, and what to do."""
+    return (", ".join(str(tuple(o.shape)) for o in outputs) or "none") + "; choose another decoder"
 
 
 def _yolov5(outputs: list[np.ndarray], fit: Fit) -> Detections:

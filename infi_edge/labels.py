@@ -60,7 +60,11 @@ def label(
         with _open(path) as file:
             for sample in recording.samples(missing[0], missing[-1] + 1):
                 if sample.index not in known:
-                    value = workload(sample.data)
+                    try:
+                        value = workload(sample.data)
+                    except SourceError as error:
+                        where = f"{sample.source}, input {sample.index}"
+                        raise SourceError(f"{where}: {error}; remove or replace it") from error
                     known[sample.index] = value
                     file.write(json.dumps([sample.index, value]) + "\n")
                     file.flush()

@@ -51,8 +51,10 @@ def _class_ids(names: Sequence[str], labels: Sequence[str], task: str) -> np.nda
     short = [label.partition(",")[0] for label in labels]
     missing = [name for name in names if name not in labels and name not in short]
     if missing:
-        some = ", ".join(list(labels)[:8])
-        raise ConfigError(f"class {missing[0]!r} is not in the labels ({some}, ...)")
+        some = ", ".join(short[:8])
+        raise ConfigError(
+            f"class {missing[0]!r} is not in the labels ({some}, ...); use a name that is"
+        )
     return np.array(
         [i for i, pair in enumerate(zip(labels, short, strict=True)) if set(pair) & set(names)]
     )

@@ -107,7 +107,7 @@ def to_frame(data: Image) -> np.ndarray:
     except cv2.error:  # a header that declares an absurd size
         frame = None
     if frame is None:
-        raise SourceError("an input's bytes are not an image that can be decoded")
+        raise SourceError("its bytes are not an image that can be decoded")
     return frame
 
 

@@ -150,3 +150,41 @@ def test_a_target_the_bundle_does_not_promise_is_refused(
         *("--target-accuracy", "0.9999"),
     )
     refused(done, "0.9999", "train")
+
+
+def test_what_cannot_be_written_is_refused(
+    command: Command, toy: Path, toy_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    train = ("train", "toy.avi", *WORKLOAD, "--kind", "light", "--target-accuracy", "0.9", "-o")
+    refused(command("infi-convert", *train, str(tmp_path)), "folder")
+    refused(command("infi-convert", *train, str(tmp_path / "none" / "x.infi")), "folder")
+    model = ("--source", "toy.avi", "--model", "toy_model:brightest", "--end", "0.1")
+    done = command(
+        "infi-edge", "evaluate", str(toy_bundle), *model, "--misses", str(tmp_path / "file" / "x")
+    )
+    assert done.returncode == 2
+    assert "accuracy" in done.stdout
+    assert "Traceback" not in done.stderr
+    run = ("run", "--filter", str(toy_bundle), *model, "--output", "/dev/full")
+    refused(command("infi-edge", *run), "No space left")
+
+
+def test_two_targets_are_refused(command: Command, toy_bundle: Path) -> None:
+    both = ("--target-accuracy", "0.9", "--target-recall", "0.9")
+    model = ("--source", "toy.avi", "--model", "toy_model:brightest")
+    refused(command("infi-edge", "evaluate", str(toy_bundle), *model, *both), "not both")
+
+
+def test_a_damaged_image_is_named(command: Command, toy_bundle: Path, toy: Path) -> None:
+    folder = toy / "damaged"
+    folder.mkdir()
+    frame = np.full((48, 64, 3), 90, np.uint8)
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.jpg"), frame)
+    (folder / "1.jpg").write_bytes(b"no image")
+    model = ("--source", "damaged", "--model", "toy_model:brightest")
+    refused(command("infi-edge", "evaluate", str(toy_bundle), *model), "1.jpg", "remove")
+    done = command("infi-edge", "run", "--filter", str(toy_bundle), *model)
+    assert done.returncode == 0
+    assert done.stdout.count("error") == 1

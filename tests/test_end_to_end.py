@@ -190,6 +190,8 @@ def test_interrupted_labelling_leaves_no_bundle_and_resumes(toy: Path, tmp_path:
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        # A background job's children ignore SIGINT; a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     labels: list[Path] = []
     while not labels or labels[0].read_text().count("\n") < 20:

@@ -96,7 +96,9 @@ class ImageFolder:
         self.name, self.rate_hz = str(path), rate_hz
         self._files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not self._files:
-            raise SourceError(f"{path} holds no images (.jpg, .png, .bmp, .webp)")
+            raise SourceError(
+                f"{path} holds no images; give a folder of .jpg, .png, .bmp or .webp files"
+            )
         self.count = len(self._files)
 
     def samples(self, first: int = 0, last: int | None = None) -> Iterator[Sample]:
@@ -109,7 +111,7 @@ class ImageFolder:
                 data = cv2.imread(str(file), cv2.IMREAD_COLOR)
                 if data is None:
                     raise SourceError(f"{file} is not an image that can be decoded")
-            yield Sample(data, index / self.rate_hz, index, self.name)  # type: ignore[arg-type]
+            yield Sample(data, index / self.rate_hz, index, str(file))  # type: ignore[arg-type]
 
     def content_hash(self) -> str:
         digest = hashlib.sha256()
