@@ -31,7 +31,7 @@ def main() -> None:
         if not first:
             first.append(time.time())
 
-    samples = recording.samples(0, min(300, recording.count))
+    samples = recording.samples(0, 300)
     run_loop(samples, gate, [JsonLines(io.StringIO())], after)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     pss_kb = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
