@@ -52,11 +52,10 @@ RECALLS = (0.8, 0.9, 0.95, 0.98)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A kind of filter: trained on everything, and its cross-fitted folds and scores."""
+    """A kind of filter: trained on everything, and its cross-fitted scores."""
 
     kind: Kind
     trained: TrainedFilter
-    folds: list[Fold]
     scores: list[Score]
 
 
@@ -138,7 +137,7 @@ def fit(
         if not scores:
             notes.append(f"the {kind} filter holds no target at all")
             continue
-        candidate = Candidate(kind, trained, folds, scores)
+        candidate = Candidate(kind, trained, scores)
         choice = choose(scores, targets[0], confidence)
         rate = choice.score.filtering_rate if choice.score else 0.0
         notes.append(f"{kind} filter: filtering rate {rate:.3f} expected")
@@ -204,7 +203,7 @@ def _prove(
     )
     if certified is None:
         return None
-    return Candidate(candidate.kind, trained, [selection, test], scores), certified
+    return Candidate(candidate.kind, trained, scores), certified
 
 
 def _standard_targets(data: TrainingData) -> list[Target]:

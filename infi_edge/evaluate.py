@@ -44,8 +44,6 @@ class Timing:
     model_ms: float
     filter_ms: float
     decode_ms: float
-    inputs_per_s: float
-    model_inputs_per_s: float
     timed_inputs: int
     timed_filtering_rate: float
 
@@ -162,8 +160,6 @@ def time_loop(
         model_s * 1e3,
         gate_s * 1e3,
         decode_s * 1e3,
-        count / gated_s,
-        count / plain_s,
         count,
         1.0 - inferred / count,
     )

@@ -37,12 +37,6 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_consecutive_filtered: int | None = None
     heartbeat_s: float | None = None
 
-    @property
-    def filters_nothing(self) -> bool:
-        """Whether a gate with these knobs infers everything."""
-        no_reuse = self.reuse_threshold is None or self.max_since_inference == 0
-        return self.skip_threshold is None and no_reuse
-
 
 class Policy:
     """Decides per input; holds the cache and what has passed since the last inference.

@@ -64,10 +64,6 @@ def test_every_nth_is_a_corner_of_the_family(n, places):
 
 
 def test_without_knobs_everything_is_inferred():
-    assert Knobs().filters_nothing
-    assert Knobs(reuse_threshold=0.5, max_since_inference=0).filters_nothing
-    assert not Knobs(skip_threshold=0.1).filters_nothing
-    assert not Knobs(reuse_threshold=0.1).filters_nothing
     assert inferred(run(policy_of(Knobs()), [0] * 5, [0.0] * 5)) == list(range(5))
 
 
