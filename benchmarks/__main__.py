@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import methods, report, speed
 from benchmarks.workloads import ROOT, image_workloads
-from infi_edge.capture.replay import open_recording
+from infi_edge.capture.recordings import open_recording
 from infi_edge.workload import to_frame
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 
-from infi_edge.capture.replay import open_recording
+from infi_edge.capture.recordings import open_recording
 from infi_edge.daemon import run_loop
 from infi_edge.filter import load_filter
 from infi_edge.gate import Gate

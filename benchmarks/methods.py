@@ -29,7 +29,8 @@ from converters.recordings import TrainingData, load_training_data
 from converters.search import search
 from converters.trained import Kind, TrainedFilter, TrainSettings
 from infi_edge.cache import Eviction
-from infi_edge.capture.replay import Recording, open_recording
+from infi_edge.capture.recordings import open_recording
+from infi_edge.capture.replay import Recording
 from infi_edge.evaluate import Timing, labelled, time_loop
 from infi_edge.filter import InputFilter
 from infi_edge.gate import Gate

@@ -19,7 +19,7 @@ from infi_edge.cache import ReuseCache
 from infi_edge.filter import InputFilter
 from infi_edge.gate import Gate
 from infi_edge.policy import Knobs, Policy
-from infi_edge.preprocess import image_tensor
+from infi_edge.preprocess.image import image_tensor
 from infi_edge.tasks import make_same
 from infi_edge.types import Sample
 from infi_edge.workload import Workload, WorkloadSpec

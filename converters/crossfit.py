@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from converters.light import train_light
 from converters.quiet import quiet_stderr
 from converters.recordings import Stretches, TrainingData
 from converters.trained import Kind, Mechanism, TrainedFilter, TrainSettings
+from converters.verify import Receipt, faithful, merged, parity
 from infi_edge.bundle import (
     FORMAT_VERSION,
     Bundle,
@@ -20,6 +22,7 @@ from infi_edge.bundle import (
     OperatingPoint,
     WorkloadInfo,
 )
+from infi_edge.errors import ConfigError
 from infi_edge.filter import InputFilter
 from infi_edge.policy import Knobs
 from infi_edge.replay import Embedded
@@ -75,17 +78,66 @@ def cross_fit(
 ) -> tuple[TrainedFilter, list[Fold]]:
     """Train one filter per left-out block of time, and the final one on everything.
 
-    Each fold carries what a filter that never saw it says on it. Raises DeadFilterError.
+    Each fold carries what a filter that never saw it says on it, and adds to the receipt of its
+    quantization. Where int8 does not do what the first fold's float network does, the network is
+    tuned to it, and where that fails it becomes float16. Raises DeadFilterError.
     """
-    folds = []
-    stretches = fold_stretches(len(data))
-    for number, stretch in enumerate(stretches, 1):
+    folds: list[Fold] = []
+    receipts: list[Receipt] = []
+    notes: tuple[str, ...] = ()
+    for number, stretch in enumerate(fold_stretches(len(data)), 1):
         rest = others(stretch, len(data))
         what = f"{kind} filter {number}/{FOLDS + 1}"
-        trained = train_kind(kind, data, rest, settings, report, what)
+        if number == 1 and kind == "net":
+            settings, trained, notes = _faithful(data, rest, stretch, settings, report, what)
+        else:
+            trained = train_kind(kind, data, rest, settings, report, what)
+        receipts.append(_receipt(trained, data, stretch, settings))
         folds.append(Fold(data.truth.cut(*stretch), embed_stretch(trained, data, *stretch)))
     what = f"{kind} filter {FOLDS + 1}/{FOLDS + 1}"
-    return train_kind(kind, data, [(0, len(data))], settings, report, what), folds
+    trained = train_kind(kind, data, [(0, len(data))], settings, report, what)
+    receipt = merged(receipts)
+    if kind == "net":
+        receipt["precision"] = settings.precision + (" (tuned to it)" if settings.aware else "")
+    return replace(trained, receipt=receipt, notes=notes, settings=settings), folds
+
+
+def _faithful(
+    data: TrainingData,
+    rest: Stretches,
+    held_out: tuple[int, int],
+    settings: TrainSettings,
+    report: Report,
+    what: str,
+) -> tuple[TrainSettings, TrainedFilter, tuple[str, ...]]:
+    """Return the first settings under which the quantized network does what the float one does."""
+    notes: tuple[str, ...] = ()
+    tries = [settings]
+    if settings.precision == "int8":
+        tries += [replace(settings, aware=True), replace(settings, precision="float16")]
+    for chosen in tries:
+        try:
+            trained = train_kind("net", data, rest, chosen, report, what)
+        except ConfigError as error:
+            if chosen is tries[-1]:
+                raise
+            notes += (f"{error}; another precision is tried",)
+            continue
+        if chosen.precision != "int8":
+            break
+        receipt = _receipt(trained, data, held_out, chosen)
+        if faithful(receipt):
+            break
+        worst = min(float(v) for k, v in receipt.items() if k.endswith("agreement"))
+        then = "float16 is taken" if chosen.aware else "tuning the network to int8"
+        notes += (f"int8 agrees with the float network on {worst:.4f} of decisions: {then}",)
+    return chosen, trained, notes
+
+
+def _receipt(
+    trained: TrainedFilter, data: TrainingData, stretch: tuple[int, int], settings: TrainSettings
+) -> Receipt:
+    return parity(trained, InputFilter(uncalibrated(trained, data)), data, stretch, settings.seed)
 
 
 def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
@@ -105,7 +157,7 @@ def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
     )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        modality="image",
+        modality=data.modality,
         mechanism=mechanism,
         preprocess=data.spec,
         filter=trained.spec,

@@ -40,7 +40,6 @@ from infi_edge.bundle import (
     WorkloadInfo,
 )
 from infi_edge.errors import ConfigError
-from infi_edge.filter import InputFilter
 from infi_edge.learn import changed, sample_pairs
 from infi_edge.policy import Knobs
 
@@ -133,6 +132,7 @@ def fit(
         except DeadFilterError as error:
             notes.append(f"no {kind} filter: {error}")
             continue
+        notes.extend(trained.notes)
         scores = search(folds, table, mechanism, confidence, report, f"calibrating {kind}")
         if not scores:
             notes.append(f"the {kind} filter holds no target at all")
@@ -153,7 +153,7 @@ def fit(
             "confidence, or write that bundle with --allow-pass-through"
         )
     choices = _monotone({t: choose(candidate.scores, t, confidence) for t in table})
-    proven = _prove(candidate, data, choice, settings, confidence, report)
+    proven = _prove(candidate, data, choice, confidence, report)
     if proven is not None:
         candidate, choices[targets[0]] = proven
         notes.append(f"the {candidate.kind} filter was trained on the first half and certified")
@@ -175,7 +175,6 @@ def _prove(
     candidate: Candidate,
     data: TrainingData,
     choice: Choice,
-    settings: TrainSettings,
     confidence: float,
     report: Report,
 ) -> tuple[Candidate, Choice] | None:
@@ -191,6 +190,7 @@ def _prove(
     ):
         return None
     what = f"{candidate.kind} filter to certify"
+    settings = candidate.trained.settings
     trained = train_kind(candidate.kind, data, [(0, half)], settings, report, what)
     selection, test = (
         Fold(data.truth.cut(*s), embed_stretch(trained, data, *s))
@@ -230,7 +230,6 @@ def _assemble(
         if choice.score is not None or choice is first
     ]
     plain = uncalibrated(candidate.trained, data)
-    input_filter = InputFilter(plain)
     manifest = msgspec.structs.replace(
         plain.manifest,
         workload=workload,
@@ -243,9 +242,7 @@ def _assemble(
             points=points,
         ),
         trained_on=trained_on,
-        parity=verify.parity(
-            candidate.trained, input_filter, data, [(0, len(data))], settings.seed
-        ),
+        parity=candidate.trained.receipt | verify.operators(plain),
         versions=versions(),
         lowest_runtime=verify.check_runtimes(plain),
     )

@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from infi_edge.capture.replay import Recording
-from infi_edge.errors import SourceError
-from infi_edge.features import image_features
+from infi_edge.errors import ConfigError, SourceError
 from infi_edge.labels import Progress
-from infi_edge.preprocess import ImageSpec, image_tensor
+from infi_edge.preprocess import Spec
 from infi_edge.replay import Truth
 
 Stretches = list[tuple[int, int]]
 """Half-open index ranges in stream order."""
 
+FITTED_ON = 256
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """tensors: RGB uint8 (N, H, W, 3). features: float32 (N, F). truth: over the same N inputs."""
+    """tensors: (N, *spec.shape). features: float32 (N, F). truth: over the same N inputs."""
 
     tensors: np.ndarray
     features: np.ndarray
     truth: Truth
-    spec: ImageSpec
+    spec: Spec
+    modality: str = "image"
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def first(self, count: int) -> TrainingData:
+        """The first `count` inputs alone."""
+        return replace(
+            self,
+            tensors=self.tensors[:count],
+            features=self.features[:count],
+            truth=self.truth.cut(0, count),
+        )
+
+
+def fit_spec(recording: Recording, first: int, last: int, spec: Spec) -> Spec:
+    """Return the specification with its scales learned from up to 256 inputs of this part.
+
+    Raises ConfigError if they tell nothing apart, SourceError if one is bad.
+    """
+    if type(spec).fitted is Spec.fitted:
+        return spec
+    every = max((last - first) // FITTED_ON, 1)
+    windows = [s.data for s in recording.samples(first, last) if (s.index - first) % every == 0]
+    try:
+        return spec.fitted(windows)
+    except ValueError as error:
+        raise ConfigError(f"{recording.name}: {error}") from error
 
 
 def load_training_data(
@@ -35,18 +61,26 @@ def load_training_data(
     truth: Truth,
     first: int,
     last: int,
-    spec: ImageSpec,
+    spec: Spec,
     progress: Progress | None = None,
+    modality: str = "image",
 ) -> TrainingData:
-    """Read inputs first..last-1 through the device's own preprocessing. Raises SourceError."""
-    tensors = np.empty((last - first, spec.height, spec.width, 3), np.uint8)
+    """Read inputs first..last-1 through the device's own preprocessing.
+
+    Raises SourceError naming the input that is bad, or where the recording ends.
+    """
+    tensors = np.empty((last - first, *spec.shape), spec.dtype)
     done = 0
     for sample in recording.samples(first, last):
-        tensors[done] = image_tensor(sample.data, spec)[0]
+        try:
+            tensors[done] = spec.tensor(sample.data)[0]
+        except ValueError as error:
+            where = f"{sample.source}, input {sample.index}"
+            raise SourceError(f"{where}: {error}; remove or mend it") from error
         done += 1
         if progress is not None:
             progress(done, last - first)
     if done != last - first:
         raise SourceError(f"{recording.name} ends at input {first + done}; use a smaller --end")
-    features = np.stack([image_features(tensor[None]) for tensor in tensors])
-    return TrainingData(tensors, features, truth, spec)
+    features = np.stack([spec.features(tensor[None]) for tensor in tensors])
+    return TrainingData(tensors, features, truth, spec, modality)

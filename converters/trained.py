@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,11 @@ class DeadFilterError(InfiEdgeError):
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """mechanism: what to learn. steps, pairs: of training. precision: of the network."""
+    """mechanism: what to learn. steps, pairs: of training. precision: of the network.
+
+    classifier: what reads |differences|. network: `small`, `recurrent` or InFi's own. aware: fine
+    tune the network against its own quantization.
+    """
 
     mechanism: Mechanism = "both"
     steps: int = 400
@@ -32,20 +36,28 @@ class TrainSettings:
     learning_rate: float = 2e-3
     precision: Precision = "int8"
     seed: int = 0
+    classifier: Literal["l1", "mlp"] = "l1"
+    network: Literal["small", "recurrent", "infi"] = "small"
+    aware: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedFilter:
     """A filter without its calibration: what a bundle's manifest and members will hold.
 
-    model: the float Keras network behind it, for the parity report; None for a light filter.
+    siamese: the float networks behind it, for the receipt; None for a light filter.
+    receipt: what quantization cost on inputs it never saw. notes: what a user should be told.
+    settings: as it was trained in the end (precision may have changed).
     """
 
     spec: FilterSpec
     skip: SkipSpec | None
     reuse: ReuseSpec | None
     members: dict[str, bytes]
-    model: Any = None
+    siamese: Any = None
+    receipt: dict[str, str | int | float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    settings: TrainSettings = TrainSettings()
 
 
 def indices(stretches: Stretches) -> np.ndarray:

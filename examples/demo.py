@@ -19,7 +19,8 @@ from converters.baselines import every_nth
 from converters.calibrate import Fold, Target, choose, score
 from infi_edge import Gate, InfiEdgeError, Result, Sample, load_filter
 from infi_edge.bundle import operating_point
-from infi_edge.capture.replay import open_recording, part
+from infi_edge.capture.recordings import open_recording
+from infi_edge.capture.replay import part
 from infi_edge.cli import Bar
 from infi_edge.daemon import run_loop
 from infi_edge.evaluate import Opened, labelled

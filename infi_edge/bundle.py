@@ -12,36 +12,45 @@ import msgspec
 from infi_edge.archive import read_archive, write_archive
 from infi_edge.errors import BundleError, ConfigError
 from infi_edge.policy import Knobs
-from infi_edge.preprocess import ImageSpec
+from infi_edge.preprocess import Spec, parse_spec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_DIM = 4096
-MAX_SIDE = 1024
 
 
 class FilterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the input becomes an embedding.
+    """How the input becomes an embedding, and what reads the difference of two.
 
-    kind: `net` (member `filter.tflite`) or `light` (members `features.npy`, `gains.npy`).
+    kind: `net` (member `filter.tflite`), `light` (members `features.npy`, `gains.npy`,
+    `offsets.npy`: steps = (feature - offset) * gain), or `score`
+    (a `filter.tflite` whose one output is p(needed): SKIP alone, no embedding).
     dim: numbers in the embedding. scale: embedding units per uint8 step (a float net's output is
-    divided by it). parameters: of the trained filter, for `inspect`.
+    divided by it). zero: the step that stands for 0. parameters: of the filter, for `inspect`.
+    classifier: `l1`, the sum of differences, or `mlp` (member `classifier.tflite`: float32
+    (64, dim) differences -> (64, 1) logits), which re-scores the nearest.
+    input_order: which part of the input each of the network's inputs takes; empty: in order.
     """
 
-    kind: Literal["net", "light"]
+    kind: Literal["net", "light", "score"]
     dim: int
     scale: float
     parameters: int
+    zero: int = 0
+    classifier: Literal["l1", "mlp"] = "l1"
+    input_order: tuple[int, ...] = ()
 
 
 class SkipSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """score = sigmoid(weight * sum(embedding) + bias); a light filter: sigmoid(skip.npy . f)."""
+    """score = sigmoid(weight * z + bias), z the distance to the empty input (the sum of the
+    embedding, or its classifier's logit); a light filter: sigmoid(skip.npy . f)."""
 
     weight: float
     bias: float
 
 
 class ReuseSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """p(changed) = sigmoid(bias + distance * d + log_age * log(1 + age_s) + age * age_s)."""
+    """p(changed) = sigmoid(bias + distance * z + log_age * log(1 + age_s) + age * age_s), z the
+    uint8 L1 distance, or the classifier's logit."""
 
     distance: float
     log_age: float
@@ -50,7 +59,10 @@ class ReuseSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class WorkloadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The workload the filter was trained for, as text, and what tells its model apart."""
+    """The workload the filter was trained for, as text, and what tells its model apart.
+
+    task "": none yet; the bundle lets everything through until it is calibrated.
+    """
 
     model: str
     model_identity: str
@@ -88,12 +100,15 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a bundle says about itself (members and their hashes are the archive's)."""
+    """Everything a bundle says about itself (members and their hashes are the archive's).
+
+    preprocess: a `preprocess.Spec`.
+    """
 
     format_version: int
-    modality: Literal["image"]
+    modality: str
     mechanism: Literal["both", "skip", "reuse"]
-    preprocess: ImageSpec
+    preprocess: Any
     filter: FilterSpec
     skip: SkipSpec | None
     reuse: ReuseSpec | None
@@ -124,16 +139,23 @@ def read_bundle(path: str | Path) -> Bundle:
     """Return a verified bundle. Raises BundleError, and nothing else, with one clear sentence."""
     raw, members = read_archive(path)
     manifest = parse_manifest(raw, str(path))
-    wanted = {"net": {"filter.tflite"}, "light": {"features.npy", "gains.npy"}}
-    needed = wanted[manifest.filter.kind]
-    if manifest.filter.kind == "light" and manifest.skip is not None:
-        needed = needed | {"skip.npy"}
+    needed = needed_members(manifest)
     if set(members) != needed:
         raise BundleError(
             f"{path} is damaged: a {manifest.filter.kind} filter has the members "
             f"{', '.join(sorted(needed))}, not {', '.join(sorted(members)) or 'none'}"
         )
     return Bundle(manifest, members, Path(path).stem)
+
+
+def needed_members(manifest: Manifest) -> set[str]:
+    """Return the names of the members that such a filter has."""
+    if manifest.filter.kind == "light":
+        needed = {"features.npy", "gains.npy"} | ({"skip.npy"} if manifest.skip else set())
+        return needed | ({"offsets.npy"} if manifest.format_version > 1 else set())
+    return {"filter.tflite"} | (
+        {"classifier.tflite"} if manifest.filter.classifier == "mlp" else set()
+    )
 
 
 def parse_manifest(raw: dict[str, Any], name: str) -> Manifest:
@@ -150,22 +172,26 @@ def parse_manifest(raw: dict[str, Any], name: str) -> Manifest:
         manifest = msgspec.convert(raw, Manifest)
     except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeError) as error:
         raise BundleError(f"{name} is damaged: its manifest is wrong: {error}") from error
+    spec: Spec = parse_spec(manifest.preprocess, manifest.modality, name)
+    manifest = msgspec.structs.replace(manifest, preprocess=spec)
     _check(manifest, name)
     return manifest
 
 
 def _check(manifest: Manifest, name: str) -> None:
-    spec, size, calibration = manifest.filter, manifest.preprocess, manifest.calibration
+    spec, calibration = manifest.filter, manifest.calibration
+    parts = len(spec.input_order)
     heads = [h for h in (manifest.skip, manifest.reuse) if h is not None]
     problems = {
         "head": not all(math.isfinite(x) for h in heads for x in msgspec.structs.astuple(h)),
         "embedding size": not 1 <= spec.dim <= MAX_DIM,
         "embedding scale": not (math.isfinite(spec.scale) and spec.scale > 0),
-        "input size": not (1 <= size.width <= MAX_SIDE and 1 <= size.height <= MAX_SIDE),
+        "embedding zero": not 0 <= spec.zero <= 255,
+        "input order": sorted(spec.input_order) != list(range(parts)),
+        "classifier": spec.classifier == "mlp" and spec.kind != "net",
         "mechanism": (manifest.skip is not None, manifest.reuse is not None)
-        != {"both": (True, True), "skip": (True, False), "reuse": (False, True)}[
-            manifest.mechanism
-        ],
+        != {"both": (True, True), "skip": (True, False), "reuse": (False, True)}[manifest.mechanism]
+        or (spec.kind == "score" and manifest.mechanism != "skip"),
         "calibration table": not 0 <= calibration.chosen < len(calibration.points),
         "knobs": any(_bad_knobs(point.knobs) for point in calibration.points),
     }

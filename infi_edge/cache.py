@@ -109,12 +109,15 @@ class ReuseCache:
             slots = np.arange(count)
         else:
             slots = np.union1d(self.nearest(embedding), self._recent)
-        difference = cv2.absdiff(
-            self._embeddings[slots], np.broadcast_to(embedding, (len(slots), self.dim))
-        )
-        distances = difference.reshape(len(slots), self.dim).sum(axis=1, dtype=np.int32)
+        distances = self.differences(slots, embedding).sum(axis=1, dtype=np.int32)
         ages = np.maximum(now_s - self._times_s[slots], 0.0)
         return Candidates(slots, distances, ages)
+
+    def differences(self, slots: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        """Return |entry - embedding| of these slots, uint8 (C, D). embedding: uint8 (D,)."""
+        repeated = np.broadcast_to(embedding, (len(slots), self.dim))
+        difference: np.ndarray = cv2.absdiff(self._embeddings[slots], repeated)
+        return difference.reshape(len(slots), self.dim)
 
     def nearest(self, embedding: np.ndarray) -> np.ndarray:
         """Return the slots of the (up to 32) nearest entries, nearest first.

@@ -15,7 +15,8 @@ import cv2
 
 from infi_edge import __version__, daemon, doctor, evaluate
 from infi_edge.bundle import Manifest, OperatingPoint, operating_point, read_bundle
-from infi_edge.capture.replay import open_recording, part
+from infi_edge.capture.recordings import open_recording
+from infi_edge.capture.replay import part
 from infi_edge.config import (
     Config,
     GateConfig,
@@ -28,6 +29,7 @@ from infi_edge.config import (
 from infi_edge.errors import ConfigError, InfiEdgeError
 from infi_edge.filter import InputFilter
 from infi_edge.gate import workload_for
+from infi_edge.plugins import load_plugin
 from infi_edge.replay import SKIPPED
 from infi_edge.workload import Workload, find_labels, model_identity
 
@@ -41,7 +43,7 @@ def workload_options(command: F) -> F:
             click.option("--model", help="A .tflite file, or package.module:function."),
             click.option("--model-version", default="", help="Of a callable; part of its name."),
             click.option("--decoder", help="ssd, yolov5, blazeface, movenet, classification, raw."),
-            click.option("--task", help="count:car,bus, presence:person, label, pose, ..."),
+            click.option("--task", help="count:car,bus, presence:person, label, pose, value, ..."),
             click.option("--same", help="exact (default), within:1, iou:0.5."),
             click.option("--labels", help="File of class names; else the model's own."),
         )
@@ -62,10 +64,30 @@ def target_options(command: F) -> F:
 def part_options(command: F) -> F:
     """Add --start and --end, the part of a recording as fractions, and --rate-hz."""
     positive = click.FloatRange(0.0, min_open=True)
-    rate = click.option("--rate-hz", type=positive, help="Images a second, of a folder.")
+    rate = click.option(
+        "--rate-hz",
+        type=positive,
+        help="Of what has no times: images, lines; or samples a second of a signal.",
+    )
     command = rate(command)
     command = click.option("--end", default=1.0, show_default=True, help="Fraction.")(command)
     return click.option("--start", default=0.0, show_default=True, help="Fraction.")(command)
+
+
+def plugin_option(command: F) -> F:
+    """Add --plugin, before the command: modules of one's own that register modalities."""
+
+    def load(context: click.Context, parameter: click.Parameter, plugins: tuple[str, ...]) -> None:
+        for plugin in plugins:
+            load_plugin(plugin)
+
+    return click.option(
+        "--plugin",
+        multiple=True,
+        expose_value=False,
+        callback=load,
+        help="A module or .py file of your own that registers a modality.",
+    )(command)
 
 
 class Bar:
@@ -91,6 +113,7 @@ class Bar:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="infi-edge")
+@plugin_option
 def cli() -> None:
     """A learned input filter in front of an expensive model: SKIP, REUSE or INFER."""
 
@@ -118,7 +141,7 @@ def _manifest_workload(
 
 @cli.command()
 @click.argument("config", required=False)
-@click.option("--source", help="A clip, a folder of images, or camera:0.")
+@click.option("--source", help="A recording (file or folder), or camera:0.")
 @click.option("--filter", "bundle", help="The bundle NAME.infi.")
 @workload_options
 @target_options
@@ -181,7 +204,7 @@ def run(
 
 @cli.command("evaluate")
 @click.argument("bundle")
-@click.option("--source", required=True, help="A clip or a folder of images.")
+@click.option("--source", required=True, help="A recording: a file or a folder.")
 @workload_options
 @target_options
 @part_options
@@ -211,7 +234,8 @@ def evaluate_command(
     wanted = target_accuracy or target_recall
     if wanted is not None and point.target != wanted:
         click.echo(f"the bundle's row for {point.measure} {point.target:g} is used", err=True)
-    recording = open_recording(source, rate_hz or daemon.trained_rate_hz(input_filter.manifest))
+    rate_hz = rate_hz or daemon.trained_rate_hz(input_filter.manifest)
+    recording = open_recording(source, rate_hz, input_filter.spec)
     first, last = part(recording, start, end)
     workload, identity = _manifest_workload(input_filter.manifest, options, allow_other_model)
     report, truth, outcome = evaluate.evaluate(
@@ -270,11 +294,14 @@ def inspect(bundle: str, as_json: bool) -> None:
         click.echo(json.dumps(msgspec.to_builtins(manifest), indent=1))
         return
     info, spec, table = manifest.workload, manifest.filter, manifest.calibration
+    fields = msgspec.to_builtins(manifest.preprocess)
+    preprocess = ", ".join(f"{k} {v}" for k, v in fields.items())
     lines = [
         f"{bundle}: {manifest.modality} filter, {manifest.mechanism}, format "
         f"{manifest.format_version}",
-        f"filter      {spec.kind}, {spec.parameters} parameters, embedding of {spec.dim}, input "
-        f"{manifest.preprocess.width}x{manifest.preprocess.height}",
+        f"filter      {spec.kind}, {spec.parameters} parameters, embedding of {spec.dim}, "
+        f"classifier {spec.classifier}",
+        f"input       {preprocess}",
         f"workload    {info.model}, decoder {info.decoder}, task {info.task}, same {info.same}",
         f"model       {info.model_identity}",
         f"calibrated  on {table.blocks} blocks of {table.block_inputs} inputs, "

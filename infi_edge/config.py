@@ -18,7 +18,8 @@ else:
 
 
 class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """address: a clip, a folder of images, or `camera:0`. rate_hz: images a second, of a folder.
+    """address: a recording (file or folder), or `camera:0`. rate_hz: of what has no times: images
+    in a folder, lines, arrays; or samples a second of a signal.
     start, end: the part of a clip, as fractions."""
 
     address: str
@@ -66,13 +67,17 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All of it. Paths are relative to the configuration file."""
+    """All of it. Paths are relative to the configuration file.
+
+    plugins: modules or .py files of one's own, imported first.
+    """
 
     source: SourceConfig
     model: ModelConfig
     gate: GateConfig
     cache: CacheConfig = CacheConfig()
     output: OutputConfig = OutputConfig()
+    plugins: tuple[str, ...] = ()
 
 
 def load_config(path: str | Path) -> Config:
@@ -99,6 +104,7 @@ def _relative_to(config: Config, folder: Path) -> Config:
     snapshot = config.cache.snapshot
     return replace(
         config,
+        plugins=tuple(near(plugin) for plugin in config.plugins),
         source=replace(config.source, address=near(config.source.address)),
         model=replace(config.model, path=near(config.model.path)),
         gate=replace(config.gate, filter=near(config.gate.filter)),

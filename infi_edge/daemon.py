@@ -14,11 +14,14 @@ import msgspec
 
 from infi_edge.bundle import Manifest, operating_point
 from infi_edge.capture.camera import Camera
-from infi_edge.capture.replay import open_recording, part
+from infi_edge.capture.recordings import open_recording
+from infi_edge.capture.replay import part
 from infi_edge.config import Config, SourceConfig
-from infi_edge.errors import BundleError, ExecutorError, SourceError
+from infi_edge.errors import BundleError, ConfigError, ExecutorError, SourceError
 from infi_edge.filter import InputFilter, load_filter
 from infi_edge.gate import Gate, workload_for
+from infi_edge.plugins import load_plugin
+from infi_edge.preprocess import ImageSpec, MotionSpec
 from infi_edge.sinks import JsonLines, Sink
 from infi_edge.types import Result, Sample
 
@@ -59,19 +62,25 @@ def run_loop(
 
 
 def trained_rate_hz(manifest: Manifest) -> float | None:
-    """The rate of the recording a filter was trained on: a folder of images has none of its own."""
+    """The rate of the pictures, lines or arrays a filter was trained on: some have none of their
+    own. A signal's rate is in the bundle's preprocessing."""
+    if isinstance(manifest.preprocess, MotionSpec):
+        return None
     rate_hz = manifest.trained_on.get("rate_hz")
     return float(rate_hz) if isinstance(rate_hz, (int, float)) and rate_hz > 0 else None
 
 
-def open_samples(config: SourceConfig, rate_hz: float | None = None) -> Iterator[Sample]:
-    """Open a source by its address. rate_hz: of a folder whose settings name none.
+def open_samples(config: SourceConfig, manifest: Manifest) -> Iterator[Sample]:
+    """Open a source by its address, as inputs of a filter's kind.
 
     Raises SourceError if it is not there.
     """
     if config.address.startswith("camera:"):
+        if not isinstance(manifest.preprocess, ImageSpec):
+            raise ConfigError(f"{config.address} gives pictures, the filter reads others")
         return Camera(config.address.removeprefix("camera:")).samples()
-    recording = open_recording(config.address, config.rate_hz or rate_hz)
+    rate_hz = config.rate_hz or trained_rate_hz(manifest)
+    recording = open_recording(config.address, rate_hz, manifest.preprocess)
     if (config.start, config.end) == (0.0, 1.0):
         return recording.samples()
     first, last = part(recording, config.start, config.end)
@@ -118,9 +127,11 @@ def run(config: Config, after: Callable[[Result], None] | None = None) -> Gate:
 
     Raises InfiEdgeError if something cannot be opened, or the source breaks.
     """
+    for plugin in config.plugins:
+        load_plugin(plugin)
     input_filter = load_filter(config.gate.filter)
     gate = make_gate(config, input_filter)
-    samples = open_samples(config.source, trained_rate_hz(input_filter.manifest))
+    samples = open_samples(config.source, input_filter.manifest)
     snapshot = config.cache.snapshot
     with ExitStack() as stack:
         target = sys.stdout if config.output.jsonl == "-" else config.output.jsonl

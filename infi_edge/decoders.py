@@ -263,6 +263,30 @@ def prepare(frame: np.ndarray, spec: TensorSpec, decoder: Decoder) -> tuple[np.n
     raise ConfigError(f"the model's input has type {spec.dtype}; uint8, int8 and float32 are known")
 
 
+def prepare_array(data: Any, spec: TensorSpec) -> np.ndarray:
+    """Make a model's input tensor of a window of sound or motion, or of a feature map.
+
+    Numbers go in as they are; a quantized input gets them by its own scale, missing values as 0.
+    Raises ConfigError if the sizes differ.
+    """
+    if isinstance(data, str):
+        raise ConfigError("a .tflite model takes no text; give package.module:function")
+    array = np.asarray(data)
+    if array.size != int(np.prod(spec.shape)):
+        raise ConfigError(
+            f"the model takes {spec.shape}, an input is {array.shape}; set the window with "
+            "--preprocess, or wrap the model as package.module:function"
+        )
+    array = array.reshape(spec.shape)
+    if spec.scale and array.dtype != spec.dtype:
+        limits = np.iinfo(spec.dtype)
+        steps = np.rint(np.nan_to_num(array) / spec.scale) + spec.zero_point
+        return np.clip(steps, limits.min, limits.max).astype(spec.dtype)
+    if array.dtype.kind == "f":
+        array = np.nan_to_num(array)
+    return array.astype(spec.dtype)
+
+
 def _resize(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     if frame.shape[:2] == (height, width):
         return frame

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ from infi_edge.replay import (
     replay,
 )
 from infi_edge.types import Action, Sample
-from infi_edge.workload import Workload, to_frame
+from infi_edge.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ def save_misses(
     folder: Path,
     describe: Callable[[int], str],
 ) -> int:
-    """Write the inputs whose answer was wrong as JPEGs; return how many.
+    """Write the inputs whose answer was wrong (JPEG, .txt or .npy); return how many.
 
     describe: index within the stretch -> text for the file name.
     """
@@ -228,8 +229,20 @@ def save_misses(
     left = set(wrong.tolist())
     for offset, sample in enumerate(itertools.islice(recording.samples(first), len(truth))):
         if offset in left:
-            name = f"{sample.index:07d}-{describe(offset)}.jpg"
-            data = sample.data
-            encoded = data if isinstance(data, bytes) else cv2.imencode(".jpg", to_frame(data))[1]
-            (folder / name).write_bytes(bytes(encoded))
+            name = f"{sample.index:07d}-{describe(offset)}"
+            _save_input(folder, name, sample.data)
     return len(wrong)
+
+
+def _save_input(folder: Path, name: str, data: Any) -> None:
+    if isinstance(data, str):
+        (folder / f"{name}.txt").write_text(data, encoding="utf-8", errors="surrogatepass")
+    elif isinstance(data, bytes):
+        (folder / f"{name}.jpg").write_bytes(data)
+    elif isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 3:
+        (folder / f"{name}.jpg").write_bytes(bytes(cv2.imencode(".jpg", data)[1]))
+    elif isinstance(data, list):
+        for number, frame in enumerate(data):
+            _save_input(folder, f"{name}-{number:02d}", frame)
+    else:
+        np.save(folder / f"{name}.npy", data)

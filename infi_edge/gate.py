@@ -17,13 +17,13 @@ from infi_edge.errors import ConfigError
 from infi_edge.filter import InputFilter
 from infi_edge.policy import Knobs, Policy
 from infi_edge.tasks import Value
-from infi_edge.types import Action, Decision, Image, Result, Sample
+from infi_edge.types import Action, Decision, Result, Sample
 from infi_edge.workload import Workload, WorkloadSpec, model_identity
 
 
 def workload_for(
     manifest: Manifest,
-    model: str | Path | Callable[[np.ndarray], Any],
+    model: str | Path | Callable[[Any], Any],
     *,
     model_version: str = "",
     allow_other_model: bool = False,
@@ -31,10 +31,13 @@ def workload_for(
 ) -> Workload:
     """Return the workload of a bundle around `model`.
 
+    A bundle without a task (not calibrated yet) gives what the model returns, as it is.
     Raises ConfigError if `model` is named and not the one the bundle was trained for (a function
     object has no name to check), unless allow_other_model.
     """
     info = manifest.workload
+    if not info.task:
+        return Workload(model, WorkloadSpec("value", "raw", modality=manifest.modality), threads)
     if not callable(model) and not allow_other_model:
         identity = model_identity(str(model), model_version)
         if identity != info.model_identity:
@@ -42,7 +45,7 @@ def workload_for(
                 f"the bundle was trained for another model ({info.model}), not for {model}; "
                 "train a filter for this one, or allow it with --allow-other-model"
             )
-    spec = WorkloadSpec(info.task, info.decoder, info.same, tuple(info.labels))
+    spec = WorkloadSpec(info.task, info.decoder, info.same, tuple(info.labels), manifest.modality)
     return Workload(model, spec, threads)
 
 
@@ -58,7 +61,7 @@ class Gate:
     def __init__(
         self,
         input_filter: InputFilter,
-        infer: str | Path | Callable[[np.ndarray], Any] | Workload,
+        infer: str | Path | Callable[[Any], Any] | Workload,
         *,
         target_accuracy: float | None = None,
         target_recall: float | None = None,
@@ -71,7 +74,7 @@ class Gate:
         allow_other_model: bool = False,
         threads: int = 1,
     ) -> None:
-        """infer: a .tflite path, or a callable BGR frame -> outputs (the bundle decodes them).
+        """infer: a .tflite path, or a callable input -> outputs (the bundle decodes them).
 
         target_accuracy, target_recall: another row of the bundle's table than its own choice.
         knobs: instead of a row. enabled False: everything is inferred.
@@ -96,12 +99,12 @@ class Gate:
         self.stats: Counter[str] = Counter()
         self._count = 0
 
-    def __call__(self, data: Image | Sample, time_s: float | None = None) -> Result:
+    def __call__(self, data: Any, time_s: float | None = None) -> Result:
         """Answer one input.
 
-        data: BGR uint8 (H, W, 3), JPEG bytes, or a Sample. time_s: seconds of the stream,
-        monotonic; default: the monotonic clock. Raises ExecutorError if the model fails and
-        SourceError if the input cannot be decoded; nothing is cached from an error.
+        data: an input of the bundle's modality (see `types.Sample`), or a Sample. time_s: seconds
+        of the stream, monotonic; default: the monotonic clock. Raises ExecutorError if the model
+        fails and SourceError if the input cannot be decoded; nothing is cached from an error.
         """
         if isinstance(data, Sample):
             sample = data
@@ -128,7 +131,7 @@ class Gate:
             decision.votes,
         )
 
-    def warm_up(self, data: Image) -> None:
+    def warm_up(self, data: Any) -> None:
         """Run the filter once and forget it: a first pass is slow and must not count."""
         self._filter(data)
 

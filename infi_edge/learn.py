@@ -9,6 +9,7 @@ penalty leaves few weights. It is the convex relative of InFi's classifier (Mobi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,16 @@ def sigmoid(x: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ReuseHead:
-    """p(changed) = sigmoid(bias + distance * d + log_age * log(1 + age_s) + age * age_s)."""
+    """p(changed) = sigmoid(bias + distance * z + log_age * log(1 + age_s) + age * age_s).
+
+    z: the uint8 L1 distance, or what `rescore` makes of uint8 |differences| (C, D): floats (C,).
+    """
 
     distance: float
     log_age: float
     age: float
     bias: float
+    rescore: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True, slots=True)

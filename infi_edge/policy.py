@@ -109,10 +109,10 @@ class Policy:
         if knobs.deliver == "last":
             slot, votes = cache.newest, 1
             distance, age_s = cache.distance(slot, embedding), cache.age_s(slot, now_s)
-            p, value = self._p_changed(distance, age_s), cache.value(slot)
+            p, value = self._p_changed(slot, embedding, distance, age_s), cache.value(slot)
         else:
             near = cache.candidates(embedding, now_s)
-            logits = self._logits(near)
+            logits = self._logits(near, embedding)
             best, votes = int(logits.argmin()), 1
             slot = int(near.slots[best])
             distance, age_s = int(near.distances[best]), float(near.ages_s[best])
@@ -126,20 +126,21 @@ class Policy:
         cache.touch(slot)
         return Decision(Action.REUSE, "answered before", value, score, p, age_s, distance, votes)
 
-    def _p_changed(self, distance: int, age_s: float) -> float:
-        head = self.head
+    def _p_changed(self, slot: int, embedding: np.ndarray, distance: int, age_s: float) -> float:
+        head, z = self.head, float(distance)
         assert head is not None
+        if head.rescore is not None:
+            z = float(head.rescore(self.cache.differences(np.array([slot]), embedding))[0])
         return sigmoid(
-            head.bias
-            + head.distance * distance
-            + head.log_age * math.log1p(age_s)
-            + head.age * age_s
+            head.bias + head.distance * z + head.log_age * math.log1p(age_s) + head.age * age_s
         )
 
-    def _logits(self, near: Candidates) -> np.ndarray:
-        head = self.head
+    def _logits(self, near: Candidates, embedding: np.ndarray) -> np.ndarray:
+        head, z = self.head, near.distances
         assert head is not None
-        logits: np.ndarray = head.distance * near.distances + head.bias
+        if head.rescore is not None:
+            z = head.rescore(self.cache.differences(near.slots, embedding))
+        logits: np.ndarray = head.distance * z + head.bias
         if head.log_age or head.age:
             logits += head.log_age * np.log1p(near.ages_s) + head.age * near.ages_s
         return logits

@@ -182,6 +182,39 @@ class Pose:
         return not value
 
 
+class Verbatim:
+    """`value`: what the model returns, as it is. Redundant: null, false, 0, "" or an empty list.
+
+    `value:walking,lying`: any other text is redundant (null). For callables that answer in JSON.
+    """
+
+    can_skip = True
+    empty: Value = None
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._wanted = set(names)
+
+    def read(self, decoded: Any) -> Value:
+        value = _plain(decoded)
+        return value if not self._wanted or value in self._wanted else None
+
+    def is_redundant(self, value: Value) -> bool:
+        return not value
+
+
+def _plain(value: Any) -> Value:
+    """Return a JSON value. Raises ConfigError if it is none."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(v) for key, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(f"task value needs a JSON value, but the model gave a {type(value).__name__}")
+
+
 def _names(text: str, task: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -189,7 +222,7 @@ def _names(text: str, task: str) -> list[str]:
     return names
 
 
-KINDS = ("count", "presence", "detect", "label", "confidence", "pose")
+KINDS = ("count", "presence", "detect", "label", "confidence", "pose", "value")
 
 
 def make_task(text: str, labels: Sequence[str]) -> Task:
@@ -210,9 +243,11 @@ def make_task(text: str, labels: Sequence[str]) -> Task:
         return Confidence(_number(rest, "confidence"), labels)
     if kind == "pose" and not rest:
         return Pose()
+    if kind == "value":
+        return Verbatim(_names(rest, kind) if rest else [])
     known = (
-        "count:NAMES, presence:NAMES, detect:NAMES, label, label:NAMES, confidence:0.9, pose "
-        "or package.module:Class"
+        "count:NAMES, presence:NAMES, detect:NAMES, label, label:NAMES, confidence:0.9, pose, "
+        "value, value:NAMES or package.module:Class"
     )
     if names_object(text) and kind not in KINDS:
         try:

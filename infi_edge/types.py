@@ -22,9 +22,13 @@ class Action(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One input. time_s: seconds of the stream, monotonic. index: its place in the stream."""
+    """One input. time_s: seconds of the stream, monotonic. index: its place in the stream.
 
-    data: Image
+    data, by modality: an Image; a list or array of `frames` Images; mono PCM (window,) float32
+    -1..1; str; a float array (window, channels); an array of any shape.
+    """
+
+    data: Any
     time_s: float
     index: int = 0
     source: str = ""

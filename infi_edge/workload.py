@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from infi_edge.decoders import Fit, dequantize, make_decoder, prepare
+from infi_edge.decoders import Fit, dequantize, make_decoder, prepare, prepare_array
 from infi_edge.errors import ConfigError, ExecutorError, InfiEdgeError, SourceError
-from infi_edge.interpreter import Network
+from infi_edge.interpreter import Network, TensorSpec
 from infi_edge.plugins import load_object, names_object
 from infi_edge.tasks import SameRule, Task, Value, make_same, make_task
 from infi_edge.types import Image
@@ -29,12 +29,14 @@ class WorkloadSpec:
     """The workload as text.
 
     decoder None: `raw` for a callable, an error for a .tflite. labels: class names in order.
+    modality: of its inputs; what is no picture goes to the model as it is.
     """
 
     task: str
     decoder: str | None = None
     same: str = "exact"
     labels: tuple[str, ...] = ()
+    modality: str = "image"
 
 
 def is_callable_name(model: str) -> bool:
@@ -119,17 +121,18 @@ class Workload:
 
     def __init__(
         self,
-        model: str | Path | Callable[[np.ndarray], Any],
+        model: str | Path | Callable[[Any], Any],
         spec: WorkloadSpec,
         threads: int = 1,
     ) -> None:
         """model: a .tflite path, `package.module:function`, or any callable.
 
-        A callable takes the BGR uint8 frame (H, W, 3) and returns outputs for the decoder.
+        A callable takes the input (a picture as a BGR uint8 frame (H, W, 3), a clip as a list of
+        them, anything else as the sample has it) and returns outputs for the decoder.
         Raises ConfigError or ExecutorError if the parts do not fit.
         """
         self._network: Network | None = None
-        self._function: Callable[[np.ndarray], Any] | None = None
+        self._function: Callable[[Any], Any] | None = None
         if callable(model):
             self._function = model
         elif is_callable_name(str(model)):
@@ -143,25 +146,25 @@ class Workload:
         labels = spec.labels
         if not labels and decoder.startswith("blazeface"):
             labels = tuple(spec.task.partition(":")[2].split(",")[:1])  # its one class
-        self.spec = WorkloadSpec(spec.task, decoder, spec.same, labels)
+        self.spec = WorkloadSpec(spec.task, decoder, spec.same, labels, spec.modality)
         self._decoder = make_decoder(decoder, inputs)
         self.task: Task = make_task(spec.task, labels)
         self.same: SameRule = make_same(spec.same, spec.task)
 
-    def __call__(self, data: Image) -> Value:
+    def __call__(self, data: Any) -> Value:
         """Run the model on one input and return the task's value.
 
         Raises ExecutorError if the model fails, SourceError if the input cannot be decoded.
         """
-        frame = to_frame(data)
+        data = self._input(data)
         if self._network is not None:
-            tensor, fit = prepare(frame, self._network.inputs[0], self._decoder)
-            outputs = dequantize(self._network.run(tensor), self._network.outputs)
+            tensors, fit = self._tensors(data, self._network.inputs)
+            outputs = dequantize(self._network.run(*tensors), self._network.outputs)
         else:
             assert self._function is not None
             fit = Fit()
             try:
-                outputs = self._function(frame)
+                outputs = self._function(data)
             except Exception as error:
                 raise ExecutorError(f"the model failed: {error!r}") from error
             if self.spec.decoder != "raw":
@@ -172,6 +175,34 @@ class Workload:
             raise
         except Exception as error:  # a user's own decoder or task
             raise ExecutorError(f"the outputs cannot be read: {error!r}") from error
+
+    def _input(self, data: Any) -> Any:
+        if self.spec.modality == "image":
+            return to_frame(data)
+        if self.spec.modality == "video" and not isinstance(data, bytes):
+            return [to_frame(frame) for frame in data]
+        return data
+
+    def _tensors(self, data: Any, inputs: Sequence[TensorSpec]) -> tuple[list[np.ndarray], Fit]:
+        """Make the network's inputs. A clip fills one input a frame, or one input of all frames;
+        a network that takes single pictures gets a clip's last frame."""
+        if self.spec.modality == "image":
+            tensor, fit = prepare(data, inputs[0], self._decoder)
+            return [tensor], fit
+        if self.spec.modality != "video" or not isinstance(data, list):
+            return [prepare_array(data, inputs[0])], Fit()
+        if len(inputs) == len(data) > 1:
+            pairs = zip(data, inputs, strict=True)
+            return [prepare(frame, spec, self._decoder)[0] for frame, spec in pairs], Fit()
+        spec = inputs[0]
+        if len(spec.shape) == 4:
+            tensor, fit = prepare(data[-1], spec, self._decoder)
+            return [tensor], fit
+        if len(spec.shape) != 5 or spec.shape[1] != len(data):
+            raise ConfigError(f"the model takes {spec.shape}, a clip has {len(data)} frames")
+        one = TensorSpec(spec.name, (1, *spec.shape[2:]), spec.dtype, spec.scale, spec.zero_point)
+        frames = [prepare(frame, one, self._decoder)[0] for frame in data]
+        return [np.stack(frames, axis=1)], Fit()
 
 
 def _as_list(outputs: Any) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import pytest
 
 from infi_edge import Action, Gate, load_filter
 from infi_edge.bundle import operating_point, read_bundle
-from infi_edge.capture.replay import open_recording
+from infi_edge.capture.recordings import open_recording
 from infi_edge.evaluate import embed, labelled
 from infi_edge.replay import replay
 from infi_edge.workload import Workload, WorkloadSpec
@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_bundle_byte_for_byte(
     )
     assert done.returncode == 0, done.stderr
     assert again.read_bytes() == toy_bundle.read_bytes()
-    assert json.loads((tmp_path / "r.json").read_text())["manifest"]["format_version"] == 1
+    assert json.loads((tmp_path / "r.json").read_text())["manifest"]["format_version"] == 2
 
 
 def test_inspect_says_what_a_bundle_promises(command: Command, toy_bundle: Path) -> None:
@@ -220,7 +220,16 @@ def test_a_network_is_trained_quantized_and_checked(command: Command, tmp_path: 
         done = command(
             "infi-convert",
             *("train", "toy.avi", *WORKLOAD, "--end", "0.5", "--kind", "net", "--steps", "40"),
-            *("--size", "64x48", "--target-accuracy", "0.8", "-o", str(bundle)),
+            *(
+                "--preprocess",
+                "width=64",
+                "--preprocess",
+                "height=48",
+                "--target-accuracy",
+                "0.8",
+                "-o",
+                str(bundle),
+            ),
             "--allow-pass-through",
         )
         assert done.returncode == 0, done.stderr

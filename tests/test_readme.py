@@ -12,7 +12,7 @@ import pytest
 from converters import cli as convert_cli
 from infi_edge import Action
 from infi_edge import cli as edge_cli
-from infi_edge.capture.replay import open_recording
+from infi_edge.capture.recordings import open_recording
 from infi_edge.config import load_config
 from tests.conftest import ROOT
 

@@ -1,4 +1,4 @@
-"""Recordings as sources: a video file, or a folder of images."""
+"""Recordings of pictures as sources: a video file, or a folder of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,27 @@ class Recording(Protocol):
 
     def content_hash(self) -> str:
         """SHA-256 of the content."""
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in pieces. Raises SourceError."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def files_hash(files: Sequence[Path], settings: str = "") -> str:
+    """SHA-256 of files' names and contents, and of how they are read."""
+    digest = hashlib.sha256(settings.encode())
+    for file in files:
+        digest.update(f"{file.name}\0".encode())
+        digest.update(bytes.fromhex(file_hash(file)))
+    return digest.hexdigest()
 
 
 class VideoFile:
@@ -81,11 +102,7 @@ class VideoFile:
             capture.release()
 
     def content_hash(self) -> str:
-        digest = hashlib.sha256()
-        with self._path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return file_hash(self._path)
 
 
 class ImageFolder:
@@ -111,31 +128,10 @@ class ImageFolder:
                 data = cv2.imread(str(file), cv2.IMREAD_COLOR)
                 if data is None:
                     raise SourceError(f"{file} is not an image that can be decoded")
-            yield Sample(data, index / self.rate_hz, index, str(file))  # type: ignore[arg-type]
+            yield Sample(data, index / self.rate_hz, index, str(file))
 
     def content_hash(self) -> str:
-        digest = hashlib.sha256()
-        for file in self._files:
-            digest.update(f"{file.name}\0".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
-
-
-def open_recording(text: str, rate_hz: float | None = None) -> Recording:
-    """Open a video file or a folder of images. Raises SourceError if it is neither.
-
-    rate_hz: images a second, for a folder (a video file knows its own).
-    """
-    path = Path(text)
-    try:
-        there = path.exists()
-    except (OSError, ValueError):  # a name too long, a NUL in it
-        there = False
-    if not there:
-        raise SourceError(f"{text} does not exist; give a video file or a folder of images")
-    if path.is_dir():
-        return ImageFolder(path, rate_hz or 1.0)
-    return VideoFile(path)
+        return files_hash(self._files)
 
 
 def part(recording: Recording, start: float, end: float) -> tuple[int, int]:

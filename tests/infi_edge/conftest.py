@@ -23,9 +23,9 @@ from infi_edge.bundle import (
     WorkloadInfo,
 )
 from infi_edge.errors import InfiEdgeError
-from infi_edge.features import IMAGE_FEATURES
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import ImageSpec
+from infi_edge.preprocess.image import CELLS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,7 @@ def _point(target: float, threshold: float) -> OperatingPoint:
 def manifest() -> Manifest:
     """The manifest of a light filter with SKIP and REUSE; targets 0.9 (chosen) and 0.95."""
     return Manifest(
-        format_version=1,
+        format_version=2,
         modality="image",
         mechanism="both",
         preprocess=ImageSpec(64, 48),
@@ -82,11 +82,12 @@ def manifest() -> Manifest:
 @pytest.fixture(scope="session")
 def members() -> dict[str, bytes]:
     """The members of that filter: three grey levels, and a SKIP head on the first of them."""
-    skip = np.zeros(IMAGE_FEATURES + 1, np.float32)
+    skip = np.zeros((2 * CELLS) + 1, np.float32)
     skip[0], skip[-1] = 8.0, -4.0
     return {
         "features.npy": array_bytes(np.array([0, 100, 191], np.int32)),
         "gains.npy": array_bytes(np.array([255, 128, 64], np.float32)),
+        "offsets.npy": array_bytes(np.zeros(3, np.float32)),
         "skip.npy": array_bytes(skip),
     }
 

@@ -151,7 +151,7 @@ def test_any_json_anywhere_in_a_manifest_is_read_or_refused(folder, manifest, me
 
 @settings(max_examples=300)
 @given(
-    st.sampled_from(["features.npy", "gains.npy", "skip.npy"]),
+    st.sampled_from(["features.npy", "gains.npy", "offsets.npy", "skip.npy"]),
     st.binary(max_size=60)
     | HEADER_TEXT.map(npy)
     | st.fixed_dictionaries(

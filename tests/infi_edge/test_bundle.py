@@ -21,10 +21,10 @@ from infi_edge.archive import (
 )
 from infi_edge.bundle import operating_point, read_bundle, write_bundle
 from infi_edge.errors import BundleError, ConfigError
-from infi_edge.features import IMAGE_FEATURES
 from infi_edge.filter import load_filter
 from infi_edge.gate import Gate
 from infi_edge.policy import Knobs
+from infi_edge.preprocess.image import CELLS
 from infi_edge.types import Action
 
 FRAME = np.full((120, 160, 3), 90, np.uint8)
@@ -170,7 +170,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(content, refuses, text):
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("format_version",), 2, "format version 2.*update infi-edge"),
+        (("format_version",), 3, "format version 3.*update infi-edge"),
         (("format_version",), 0, "format_version"),
         (("format_version",), True, "format_version"),
         (("colour",), "red", "unknown field"),
@@ -228,8 +228,21 @@ def test_a_mechanism_without_its_head_is_refused(path, manifest, members, refuse
 def test_a_missing_or_an_extra_member_is_refused(path, manifest, members, refuses):
     for other in ({"gains.npy": members["gains.npy"]}, {**members, "x.npy": b""}):
         write_bundle(path, manifest, other)
-        with refuses(BundleError, r"has the members features\.npy, gains\.npy, skip\.npy, not"):
+        with refuses(
+            BundleError, r"has the members features\.npy, gains\.npy, offsets\.npy, skip\.npy, not"
+        ):
             read_bundle(path)
+
+
+def test_a_bundle_of_the_first_format_still_loads(path, manifest, members):
+    raw = msgspec.to_builtins(manifest) | {"format_version": 1}
+    del raw["preprocess"]["kind"]
+    old = {name: data for name, data in members.items() if name != "offsets.npy"}
+    write_archive(path, raw, old)
+    write_bundle(path.with_name("new.infi"), manifest, members)
+    found, expected = (load_filter(p)(FRAME) for p in (path, path.with_name("new.infi")))
+    assert found[0] == expected[0]
+    assert (found[1] == expected[1]).all()
 
 
 @pytest.mark.parametrize("name", ["absent.infi", ".", "nul\0byte", "n" * 5000])
@@ -238,7 +251,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, refuses, name):
         read_bundle(f"{tmp_path}/{name}")
 
 
-@pytest.mark.parametrize("index", [-1, IMAGE_FEATURES])
+@pytest.mark.parametrize("index", [-1, 2 * CELLS])
 def test_a_light_filter_of_unknown_features_is_refused(path, manifest, members, refuses, index):
     features = array_bytes(np.array([0, 1, index], np.int32))
     write_bundle(path, manifest, {**members, "features.npy": features})
@@ -246,7 +259,7 @@ def test_a_light_filter_of_unknown_features_is_refused(path, manifest, members, 
         load_filter(path)
 
 
-@pytest.mark.parametrize(("name", "count"), [("gains.npy", 3), ("skip.npy", IMAGE_FEATURES + 1)])
+@pytest.mark.parametrize(("name", "count"), [("gains.npy", 3), ("skip.npy", 2 * CELLS + 1)])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_number_that_is_none_in_a_light_filter_is_refused_or_infers(

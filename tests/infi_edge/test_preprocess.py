@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infi_edge.features import GRID, IMAGE_FEATURES, image_features
-from infi_edge.preprocess import ImageSpec, image_tensor
+from infi_edge.preprocess import ImageSpec
+from infi_edge.preprocess.image import CELLS, GRID, image_tensor
 
 SPEC = ImageSpec(64, 48)
 
@@ -137,15 +137,15 @@ def test_an_image_that_declares_too_many_pixels_is_a_value_error():
 @given(st.integers(0, 2**32 - 1))
 def test_features_are_about_0_to_1(seed):
     noise = np.random.default_rng(seed).integers(0, 256, (1, 48, 64, 3), np.uint8)
-    features = image_features(noise)
-    assert features.shape == (IMAGE_FEATURES,)
+    features = SPEC.features(noise)
+    assert features.shape == (2 * CELLS,)
     assert features.dtype == np.float32
     assert ((features >= 0) & (features <= 2)).all()
 
 
 @pytest.mark.parametrize("level", [0, 100, 255])
 def test_a_flat_image_has_its_grey_level_and_no_gradient(level):
-    features = image_features(np.full((1, 96, 128, 3), level, np.uint8))
+    features = ImageSpec().features(np.full((1, 96, 128, 3), level, np.uint8))
     assert features[:192] == pytest.approx(np.full(192, level / 255), abs=0.005)
     assert (features[192:] == 0).all()
 
@@ -153,7 +153,7 @@ def test_a_flat_image_has_its_grey_level_and_no_gradient(level):
 def test_an_edge_shows_where_it_is():
     tensor = np.zeros((1, 96, 128, 3), np.uint8)
     tensor[:, :, 64:] = 255
-    levels, gradients = image_features(tensor).reshape(2, GRID[1], GRID[0])
+    levels, gradients = ImageSpec().features(tensor).reshape(2, GRID[1], GRID[0])
     assert (levels[:, :6] == 0).all()
     assert levels[:, 10:] == pytest.approx(np.ones((12, 6)))
     assert set(gradients.argmax(axis=1)) <= {7, 8}

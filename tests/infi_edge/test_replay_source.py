@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infi_edge.capture.replay import ImageFolder, VideoFile, open_recording, part
+from infi_edge.capture.recordings import open_recording
+from infi_edge.capture.replay import ImageFolder, VideoFile, part
 from infi_edge.errors import ConfigError, SourceError
 
 FRAMES = 20

@@ -1,0 +1,206 @@
+"""Open a recording of any modality, and say what its inputs look like."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infi_edge.capture.replay import ImageFolder, Recording, VideoFile, files_hash
+from infi_edge.capture.signals import read_csv_signal, read_lines, read_mono, read_wav
+from infi_edge.capture.windows import Clips, Rows, SignalWindows, Stretch, read_arrays
+from infi_edge.errors import ConfigError, SourceError
+from infi_edge.preprocess import (
+    AudioSpec,
+    FeaturesSpec,
+    ImageSpec,
+    MotionSpec,
+    Spec,
+    TextSpec,
+    VideoSpec,
+    change_spec,
+    spec_class,
+)
+
+ARRAYS = {".npy", ".npz"}
+SUFFIXES = {
+    "video": {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"},
+    "audio": {".wav"},
+    "motion": {".csv"},
+    "text": {".txt"},
+}
+
+
+def open_recording(text: str, rate_hz: float | None = None, spec: Spec | None = None) -> Recording:
+    """Open a file or a folder as the inputs that `spec` describes; default: single pictures.
+
+    rate_hz: inputs a second of a folder of images, of lines or of arrays; samples a second of a
+    signal without times (default: the specification's). Raises SourceError or ConfigError.
+    """
+    path = _there(text)
+    if path.suffix.lower() in ARRAYS:
+        return Rows(text, read_arrays(path), rate_hz or 1.0, lambda: files_hash([path]))
+    if isinstance(spec, VideoSpec):
+        return Clips(text, _files(path, "video"), spec.frames, spec.hop)
+    if isinstance(spec, AudioSpec):
+        return _audio(text, _files(path, "audio"), spec)
+    if isinstance(spec, MotionSpec):
+        return _motion(text, _files(path, "motion"), spec, rate_hz)
+    if isinstance(spec, TextSpec):
+        files = _files(path, "text")
+        lines = [line for file in files for line in read_lines(file)]
+        return Rows(text, lines, rate_hz or 1.0, lambda: files_hash(files))
+    if spec is not None and not isinstance(spec, ImageSpec):
+        raise SourceError(f"{text} holds no arrays; give a .npy or .npz file of inputs")
+    return ImageFolder(path, rate_hz or 1.0) if path.is_dir() else VideoFile(path)
+
+
+def draft_spec(
+    modality: str | None, text: str, settings: dict[str, Any], rate_hz: float | None = None
+) -> tuple[str, Spec]:
+    """Return (modality, specification) that fits a recording. Raises ConfigError or SourceError.
+
+    modality None: by the recording's suffix. settings: fields by name, and `window_ms`, `hop_ms`
+    of a motion recording whose rate is known. rate_hz: samples a second of a signal without times.
+    """
+    path = _there(text)
+    modality = modality or _guess(path)
+    kind, settings = spec_class(modality), dict(settings)
+    if path.suffix.lower() in ARRAYS:
+        array = read_arrays(path)
+        if kind is MotionSpec and array.ndim == 3:
+            window, names = array.shape[1], tuple(f"channel {i}" for i in range(array.shape[2]))
+            settings = {"channels": names, "window": window, "hop": window, **settings}
+        elif kind is FeaturesSpec:
+            kinds = {"f": "float32", "b": "uint8"}
+            name = kinds.get(array.dtype.kind) or ("int8" if array.dtype == np.int8 else "uint8")
+            settings = {"size": tuple(array.shape[1:]), "type": name, **settings}
+    elif kind is AudioSpec:
+        first = _files(path, "audio")[0]
+        settings = {"rate_hz": round(read_wav(first)[1]), **settings}
+    elif kind is MotionSpec:
+        settings = _motion_settings(_files(path, "motion")[0], settings, rate_hz)
+    return modality, change_spec(kind(), settings)
+
+
+def _motion_settings(file: Path, settings: dict[str, Any], rate_hz: float | None) -> dict[str, Any]:
+    _, names, times_s = read_csv_signal(file)
+    if rate_hz is None and times_s is not None and len(times_s) > 1:
+        rate_hz = 1.0 / float(np.median(np.diff(times_s)))
+    found: dict[str, Any] = {"channels": tuple(names), "rate_hz": rate_hz}
+    if rate_hz is not None:
+        found |= {"window": round(2.0 * rate_hz), "hop": max(round(0.5 * rate_hz), 1)}
+    for name in ("window", "hop"):
+        milliseconds = settings.pop(f"{name}_ms", None)
+        if milliseconds is None:
+            continue
+        if rate_hz is None:
+            raise ConfigError(f"--preprocess {name}_ms needs the signal's rate; add --rate-hz")
+        try:
+            found[name] = max(round(float(milliseconds) * rate_hz / 1000), 1)
+        except (ValueError, OverflowError):
+            raise ConfigError(f"--preprocess {name}_ms={milliseconds}: not a number") from None
+    return {**found, **settings}
+
+
+def _guess(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        inside = {p.suffix.lower() for p in path.iterdir()}
+        for modality in ("audio", "motion", "text"):
+            if inside & SUFFIXES[modality]:
+                return modality
+        return "image"
+    if suffix in ARRAYS:
+        return "features"
+    for modality in ("audio", "motion", "text"):
+        if suffix in SUFFIXES[modality]:
+            return modality
+    return "image"
+
+
+def _there(text: str) -> Path:
+    path = Path(text)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name too long, a NUL in it
+        there = False
+    if not there:
+        raise SourceError(f"{text} does not exist; give a recording: a file or a folder")
+    return path
+
+
+def _files(path: Path, modality: str) -> list[Path]:
+    """The file itself, or a folder's files of that modality in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES[modality])
+    if not files:
+        raise SourceError(f"{path} holds no {', '.join(sorted(SUFFIXES[modality]))} files")
+    return files
+
+
+def _audio(name: str, files: Sequence[Path], spec: AudioSpec) -> Recording:
+    @functools.lru_cache(maxsize=2)
+    def load(file: Path) -> np.ndarray:
+        return read_mono(file, spec.rate_hz)
+
+    stretches = [Stretch(str(f), len(load(f)), functools.partial(load, f)) for f in files]
+    settings = f"windows of {spec.window}, hop {spec.hop}"
+    return SignalWindows(
+        name,
+        stretches,
+        spec.window,
+        spec.hop,
+        spec.rate_hz,
+        lambda: files_hash(files, settings),
+        pad=True,
+    )
+
+
+def _motion(name: str, files: Sequence[Path], spec: MotionSpec, rate_hz: float | None) -> Recording:
+    @functools.lru_cache(maxsize=8)
+    def load(file: Path) -> tuple[np.ndarray, np.ndarray | None]:
+        values, names, times_s = read_csv_signal(file)
+        if values.shape[1] != len(spec.channels):
+            raise SourceError(
+                f"{file} has {values.shape[1]} channels ({', '.join(names)}), "
+                f"the filter reads {len(spec.channels)} ({', '.join(spec.channels)})"
+            )
+        return values, times_s
+
+    stretches = []
+    for file in files:
+        values, times_s = load(file)
+        for first, last in _without_gaps(file, len(values), times_s, spec):
+
+            def cut(file: Path = file, first: int = first, last: int = last) -> np.ndarray:
+                return load(file)[0][first:last]
+
+            stretches.append(Stretch(str(file), last - first, cut))
+    settings = f"windows of {spec.window}, hop {spec.hop}"
+    rate = rate_hz or spec.rate_hz or float(spec.hop)
+    return SignalWindows(
+        name, stretches, spec.window, spec.hop, rate, lambda: files_hash(files, settings)
+    )
+
+
+def _without_gaps(
+    file: Path, count: int, times_s: np.ndarray | None, spec: MotionSpec
+) -> list[tuple[int, int]]:
+    """Cut a signal where samples are missing, so that no window spans a gap."""
+    if times_s is None or count < 2:
+        return [(0, count)]
+    steps = np.diff(times_s)
+    usual = float(np.median(steps))
+    if spec.rate_hz is not None and not 0.9 < usual * spec.rate_hz < 1.1:
+        raise SourceError(
+            f"{file} has {1 / usual:.4g} samples a second, the filter reads {spec.rate_hz:g}; "
+            "resample it"
+        )
+    edges = [0, *(np.flatnonzero(steps > 1.9 * usual) + 1).tolist(), count]
+    return list(itertools.pairwise(edges))

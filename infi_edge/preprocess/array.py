@@ -1,0 +1,107 @@
+"""Feature maps from the middle of a model, and any other tensor a network takes as it is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import cv2
+import msgspec
+import numpy as np
+
+from infi_edge.preprocess.spec import MAX_TENSOR_BYTES, Spec, register
+
+SIDE, GROUPS = 4, 32
+FLAT = 512
+
+
+@register
+class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"):
+    """A tensor of this shape (without the batch) and type.
+
+    offset, scale: what the network reads of numbers is (x - offset) / scale; int8 maps keep their
+    own steps, ids (int32) are never scaled.
+    """
+
+    size: tuple[int, ...] = (1,)
+    type: Literal["float32", "int8", "uint8", "int32"] = "float32"
+    offset: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.int32 if self.type == "int32" else np.float32)
+
+    @property
+    def feature_count(self) -> int:
+        if len(self.size) == 3:
+            return SIDE * SIDE * min(self.size[2], GROUPS)
+        return min(math.prod(self.size), FLAT)
+
+    def problem(self) -> str | None:
+        whole = len(self.size) <= 6 and all(1 <= n <= 1 << 20 for n in self.size)
+        if not whole or 4 * math.prod(self.size) > MAX_TENSOR_BYTES:
+            return f"tensor shape: {self.size}"
+        fits = math.isfinite(self.offset) and math.isfinite(self.scale) and self.scale > 0
+        return None if fits else "scale"
+
+    def tensor(self, data: np.ndarray) -> np.ndarray:
+        """data: an array of the size and type, with or without a batch of one. NaN is refused."""
+        array = np.asarray(data)
+        if array.shape == (1, *self.size):
+            array = array[0]
+        if array.shape != self.size:
+            raise ValueError(f"a feature map is {self.size} here, not {array.shape}")
+        kinds = "iu" if self.type != "float32" else "fiu"
+        if array.dtype.kind not in kinds:
+            raise ValueError(f"a feature map is {self.type} here, not {array.dtype}")
+        if self.type == "int32":
+            return array.astype(np.int32)[None]
+        numbers = (array.astype(np.float32) - np.float32(self.offset)) / np.float32(self.scale)
+        if not np.isfinite(numbers).all():
+            raise ValueError("a feature map with a value that is not a number")
+        return numbers[None]
+
+    def features(self, tensor: np.ndarray) -> np.ndarray:
+        """A map (H, W, C): means on a 4x4 grid of up to 32 groups of channels; else up to 512
+        means of neighbours, each squashed to -1..1."""
+        values = tensor[0].astype(np.float32)
+        if values.ndim == 3:
+            values = _grouped(values, min(values.shape[2], GROUPS))
+            rows, columns = values.shape[:2]
+            planes = [
+                cv2.resize(
+                    np.ascontiguousarray(values[..., i]),
+                    (SIDE, SIDE),
+                    interpolation=cv2.INTER_AREA if min(rows, columns) > SIDE else cv2.INTER_LINEAR,
+                ).ravel()
+                for i in range(values.shape[2])
+            ]
+            flat = np.concatenate(planes)
+        else:
+            flat = _grouped(values.ravel(), self.feature_count)
+        return np.tanh(flat * np.float32(0.25)).astype(np.float32)
+
+    def fitted(self, windows: list[Any]) -> FeaturesSpec:
+        """Set offset and scale to the mean and deviation over these inputs."""
+        if self.type == "int32" or (self.offset, self.scale) != (0.0, 1.0):
+            return self
+        values = np.stack([np.asarray(w, np.float32) for w in windows]).astype(np.float64)
+        spread = float(values.std())
+        if not math.isfinite(spread):
+            raise ValueError("a feature map with a value that is not a number")
+        if spread <= 1e-12:
+            raise ValueError("every feature map is the same: there is nothing to tell apart")
+        return msgspec.structs.replace(self, offset=float(values.mean()), scale=spread)
+
+
+def _grouped(values: np.ndarray, groups: int) -> np.ndarray:
+    """Means of `groups` runs of neighbours along the last axis."""
+    edges = np.linspace(0, values.shape[-1], groups + 1).astype(int)
+    sums = np.add.reduceat(values, edges[:-1], axis=-1)
+    means: np.ndarray = sums / np.diff(edges).astype(np.float32)
+    return means
