@@ -24,9 +24,9 @@ from converters.calibrate import (
     score,
 )
 from converters.crossfit import cross_fit, embed_stretch, fold_stretches, uncalibrated
-from converters.fit import learnable
 from converters.recordings import TrainingData, load_training_data
 from converters.search import search
+from converters.table import learnable
 from converters.trained import Kind, TrainedFilter, TrainSettings
 from infi_edge.cache import Eviction
 from infi_edge.capture.recordings import open_recording
@@ -79,7 +79,7 @@ def run_workload(bench: BenchWorkload, seed: int, say: Say) -> WorkloadReport:
     data = load_training_data(recording, truth, 0, recording.count, ImageSpec())
     half = len(data) // 2
     first, second = cut(data, 0, half), cut(data, half, len(data))
-    mechanism, notes = learnable(first, "both")
+    mechanism, notes = learnable(first.truth, "both")
     for note in notes:
         say(f"{bench.name}: {note}")
     settings = TrainSettings(mechanism, seed=seed)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from converters import fit
-from converters.calibrate import Target
+from converters.import_cli import calibrate_command, keras_command, score_command
+from converters.options import (
+    check_output,
+    make_target,
+    make_workload,
+    need_tensorflow,
+    parse_settings,
+    preprocess_options,
+    workload_info,
+)
 from converters.recordings import fit_spec, load_training_data
+from converters.table import check_length
 from converters.trained import TrainSettings
 from infi_edge import __version__
-from infi_edge.bundle import WorkloadInfo, write_bundle
+from infi_edge.bundle import write_bundle
 from infi_edge.capture.recordings import draft_spec, open_recording
 from infi_edge.capture.replay import part
 from infi_edge.cli import (
@@ -26,39 +34,7 @@ from infi_edge.cli import (
     target_options,
     workload_options,
 )
-from infi_edge.errors import ConfigError
 from infi_edge.evaluate import labelled
-from infi_edge.workload import Workload, WorkloadSpec, find_labels, model_identity
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def preprocess_options(command: F) -> F:
-    """Add --modality and --preprocess."""
-    command = click.option(
-        "--preprocess",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Of the filter's input: width, height; frames, hop; window_ms, hop_ms, bands; ...",
-    )(command)
-    return click.option(
-        "--modality",
-        help="image, video, audio, text, motion, features; default: by the recording's suffix.",
-    )(command)
-
-
-def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return {key: value} of KEY=VALUE texts; a value with commas is a list.
-
-    Raises ConfigError.
-    """
-    settings: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--preprocess {text}: write KEY=VALUE")
-        settings[key] = value.split(",") if "," in value else value
-    return settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -144,30 +120,19 @@ def train_command(
     **options: str | None,
 ) -> None:
     """Train on RECORDING (a file or a folder), calibrate, quantize, check, write."""
-    if (target_accuracy is None) == (target_recall is None):
-        raise ConfigError("give either --target-accuracy or --target-recall")
     for path in (output, report):
         if path is not None:
             check_output(path)
     modality, spec = draft_spec(modality, recording, parse_settings(preprocess), rate_hz)
     workload, identity = make_workload(options, modality)
+    target = make_target(target_accuracy, target_recall, workload)
     clip = open_recording(recording, rate_hz, spec)
     first, last = part(clip, start, start + fraction * (end - start))
-    fit.check_length(last - first)
+    check_length(last - first)
     spec = fit_spec(clip, first, last, spec)
     truth = labelled(clip, workload, identity, first, last, Bar("the model on every input"))
-    if importlib.util.find_spec("tensorflow") is None and kind != "light":
-        raise ConfigError("TensorFlow is not installed; run 'make convert-env' or use --kind light")
-
-    target = (
-        Target("accuracy", target_accuracy)
-        if target_accuracy is not None
-        else Target("recall", target_recall or 0.0)
-    )
-    if target.measure == "recall" and not workload.task.can_skip:
-        raise ConfigError(
-            f"task {workload.spec.task} has no redundant value; use --target-accuracy"
-        )
+    if kind != "light":
+        need_tensorflow(" or use --kind light")
     data = load_training_data(
         clip, truth, first, last, spec, Bar("reading the recording"), modality
     )
@@ -175,14 +140,7 @@ def train_command(
     fitted = fit.fit(
         data,
         [target],
-        WorkloadInfo(
-            model=Path(str(options["model"])).name,
-            model_identity=identity,
-            decoder=workload.spec.decoder or "raw",
-            task=workload.spec.task,
-            same=workload.spec.same,
-            labels=list(workload.spec.labels),
-        ),
+        workload_info(options, workload, identity),
         TrainSettings(
             mechanism,
             steps=steps,
@@ -219,25 +177,6 @@ def train_command(
     )
 
 
-def make_workload(options: dict[str, str | None], modality: str) -> tuple[Workload, str]:
-    """Return (workload, model identity) of the command line. Raises InfiEdgeError."""
-    model, task = options["model"], options["task"]
-    if model is None or task is None:
-        raise ConfigError("give --model and --task: what to run, and what its outputs mean")
-    identity = model_identity(model, options["model_version"] or "")
-    labels = find_labels(model, options["labels"])
-    spec = WorkloadSpec(task, options["decoder"], options["same"] or "exact", labels, modality)
-    return Workload(model, spec), identity
-
-
-def check_output(path: str) -> None:
-    """Raise ConfigError if a file cannot be written there."""
-    if Path(path).is_dir():
-        raise ConfigError(f"{path} is a folder; name a file in it")
-    if not Path(path).absolute().parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: its folder does not exist")
-
-
 def _write_report(path: str, fitted: Any) -> None:
     import msgspec
 
@@ -248,6 +187,10 @@ def _write_report(path: str, fitted: Any) -> None:
         "notes": fitted.notes,
     }
     write_atomically(path, json.dumps(report, indent=1).encode())
+
+
+for _command in (keras_command, score_command, calibrate_command):
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -12,19 +12,23 @@ from converters.calibrate import Fold
 from converters.light import train_light
 from converters.quiet import quiet_stderr
 from converters.recordings import Stretches, TrainingData
-from converters.trained import Kind, Mechanism, TrainedFilter, TrainSettings
+from converters.trained import Kind, TrainedFilter, TrainSettings
 from converters.verify import Receipt, faithful, merged, parity
 from infi_edge.bundle import (
     FORMAT_VERSION,
     Bundle,
     Calibration,
+    FilterSpec,
     Manifest,
     OperatingPoint,
+    ReuseSpec,
+    SkipSpec,
     WorkloadInfo,
 )
 from infi_edge.errors import ConfigError
 from infi_edge.filter import InputFilter
 from infi_edge.policy import Knobs
+from infi_edge.preprocess import Spec
 from infi_edge.replay import Embedded
 
 FOLDS = 4
@@ -142,6 +146,18 @@ def _receipt(
 
 def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
     """A filter as a bundle whose only row infers everything."""
+    manifest = pass_through(data.modality, data.spec, trained.spec, trained.skip, trained.reuse)
+    return Bundle(manifest, trained.members, "filter")
+
+
+def pass_through(
+    modality: str,
+    preprocess: Spec,
+    filter_spec: FilterSpec,
+    skip: SkipSpec | None,
+    reuse: ReuseSpec | None,
+) -> Manifest:
+    """The manifest of a filter that has no task yet and lets everything through."""
     everything = OperatingPoint(
         measure="accuracy",
         target=1.0,
@@ -152,17 +168,14 @@ def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
         bound=1.0,
         kind="estimate",
     )
-    mechanism: Mechanism = (
-        "both" if trained.skip and trained.reuse else ("skip" if trained.skip else "reuse")
-    )
-    manifest = Manifest(
+    return Manifest(
         format_version=FORMAT_VERSION,
-        modality=data.modality,
-        mechanism=mechanism,
-        preprocess=data.spec,
-        filter=trained.spec,
-        skip=trained.skip,
-        reuse=trained.reuse,
+        modality=modality,
+        mechanism="both" if skip and reuse else ("skip" if skip else "reuse"),
+        preprocess=preprocess,
+        filter=filter_spec,
+        skip=skip,
+        reuse=reuse,
         workload=WorkloadInfo(
             model="", model_identity="", decoder="raw", task="", same="exact", labels=[]
         ),
@@ -174,4 +187,3 @@ def uncalibrated(trained: TrainedFilter, data: TrainingData) -> Bundle:
         versions={},
         lowest_runtime="",
     )
-    return Bundle(manifest, trained.members, "filter")

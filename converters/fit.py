@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from converters import verify
 from converters.calibrate import (
@@ -17,36 +15,27 @@ from converters.calibrate import (
     Target,
     best_choice,
     blocks_needed,
-    certify,
     choose,
-    gate_method,
-    score,
 )
 from converters.crossfit import Report, cross_fit, embed_stretch, quiet, train_kind, uncalibrated
 from converters.recordings import TrainingData
 from converters.search import search
+from converters.table import (
+    calibration_table,
+    certify_on,
+    learnable,
+    monotone,
+    standard_targets,
+)
 from converters.trained import (
     DeadFilterError,
     Kind,
-    Mechanism,
     TrainedFilter,
     TrainSettings,
     versions,
 )
-from infi_edge.bundle import (
-    Bundle,
-    Calibration,
-    OperatingPoint,
-    WorkloadInfo,
-)
+from infi_edge.bundle import Bundle, WorkloadInfo
 from infi_edge.errors import ConfigError
-from infi_edge.learn import changed, sample_pairs
-from infi_edge.policy import Knobs
-
-MIN_INPUTS = 80
-MIN_OF_A_KIND = 8
-ACCURACIES = (0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
-RECALLS = (0.8, 0.9, 0.95, 0.98)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +56,6 @@ class Fitted:
     notes: list[str]
 
 
-def check_length(inputs: int) -> None:
-    """Raise ConfigError if a recording is too short to split."""
-    if inputs < MIN_INPUTS:
-        raise ConfigError(
-            f"{inputs} inputs are too few to train and calibrate on; give at least {MIN_INPUTS}"
-        )
-
-
-def learnable(data: TrainingData, mechanism: Mechanism) -> tuple[Mechanism, list[str]]:
-    """Return the mechanism that can be learned here, and a sentence for each that cannot.
-
-    Raises ConfigError if none of what was asked for can be.
-    """
-    truth = data.truth
-    redundant = int(truth.redundant.sum())
-    check_length(len(data))
-    notes = {}
-    if min(redundant, len(data) - redundant) < MIN_OF_A_KIND:
-        which = "redundant" if redundant < MIN_OF_A_KIND else "wanted"
-        notes["skip"] = f"SKIP cannot be learned: hardly any input is {which}"
-    # Pairs, not the first answer with the rest: `within` and `iou` are not transitive.
-    a, b = sample_pairs([(0, len(data))], 4000, np.random.default_rng(0))
-    changes = int(changed(truth.values, a, b, truth.same).sum())
-    if changes < MIN_OF_A_KIND:
-        notes["reuse"] = "REUSE cannot be learned: the answer hardly ever changes"
-    if len(a) - changes < MIN_OF_A_KIND:
-        notes["reuse"] = (
-            "REUSE cannot be learned: hardly two answers are the same; try --same within:1"
-        )
-    wanted = ["skip", "reuse"] if mechanism == "both" else [mechanism]
-    left = [m for m in wanted if m not in notes]
-    told = [notes[m] for m in wanted if m in notes]
-    if not left:
-        raise ConfigError("; ".join(told) + "; record a stretch that shows both")
-    chosen: Mechanism = "both" if len(left) == 2 else ("skip" if left == ["skip"] else "reuse")
-    return chosen, told
-
-
 def fit(
     data: TrainingData,
     targets: Sequence[Target],
@@ -122,9 +73,9 @@ def fit(
     Raises ConfigError if nothing can be learned, or only a gate that filters nothing holds the
     target (unless allow_pass_through).
     """
-    mechanism, notes = learnable(data, settings.mechanism)
+    mechanism, notes = learnable(data.truth, settings.mechanism)
     settings = replace(settings, mechanism=mechanism)
-    table = list(dict.fromkeys([targets[0], *targets, *_standard_targets(data)]))
+    table = list(dict.fromkeys([targets[0], *targets, *standard_targets(data.truth)]))
     best: tuple[Choice, Candidate] | None = None
     for kind in kinds:
         try:
@@ -152,23 +103,12 @@ def fit(
             f"confidence {confidence:g} on this recording; record more, lower the target or the "
             "confidence, or write that bundle with --allow-pass-through"
         )
-    choices = _monotone({t: choose(candidate.scores, t, confidence) for t in table})
+    choices = monotone({t: choose(candidate.scores, t, confidence) for t in table})
     proven = _prove(candidate, data, choice, confidence, report)
     if proven is not None:
         candidate, choices[targets[0]] = proven
         notes.append(f"the {candidate.kind} filter was trained on the first half and certified")
     return _assemble(data, choices, workload, settings, confidence, trained_on, candidate, notes)
-
-
-def _monotone(choices: dict[Target, Choice]) -> dict[Target, Choice]:
-    """Let a laxer target take a stricter one's row where that is the better gate."""
-    rows = dict(choices)
-    for target, choice in choices.items():
-        stricter = [
-            c for t, c in choices.items() if t.measure == target.measure and t.value >= target.value
-        ]
-        rows[target] = replace(best_choice(stricter) or choice, target=target)
-    return rows
 
 
 def _prove(
@@ -197,20 +137,8 @@ def _prove(
         for s in ((half, quarter), (quarter, count))
     )
     scores = search([selection], [choice.target], settings.mechanism, confidence, report, what)
-    method = gate_method("infi-edge", [])
-    certified = certify(
-        scores, lambda setting: score(method, setting, [test], 1), choice.target, confidence
-    )
-    if certified is None:
-        return None
-    return Candidate(candidate.kind, trained, scores), certified
-
-
-def _standard_targets(data: TrainingData) -> list[Target]:
-    targets = [Target("accuracy", value) for value in ACCURACIES]
-    if data.truth.can_skip and data.truth.redundant.any():
-        targets += [Target("recall", value) for value in RECALLS]
-    return targets
+    certified = certify_on(test, scores, choice.target, confidence)
+    return None if certified is None else (Candidate(candidate.kind, trained, scores), certified)
 
 
 def _assemble(
@@ -223,43 +151,15 @@ def _assemble(
     candidate: Candidate,
     notes: list[str],
 ) -> Fitted:
-    first = next(iter(choices.values()))
-    points = [
-        _point(choice, data)
-        for choice in choices.values()
-        if choice.score is not None or choice is first
-    ]
     plain = uncalibrated(candidate.trained, data)
     manifest = msgspec.structs.replace(
         plain.manifest,
         workload=workload,
         mechanism=settings.mechanism,
-        calibration=Calibration(
-            confidence=confidence,
-            blocks=first.blocks,
-            block_inputs=first.block_inputs,
-            chosen=0,
-            points=points,
-        ),
+        calibration=calibration_table(choices, data.truth, confidence),
         trained_on=trained_on,
         parity=candidate.trained.receipt | verify.operators(plain),
         versions=versions(),
         lowest_runtime=verify.check_runtimes(plain),
     )
-    return Fitted(Bundle(manifest, plain.members, ""), first, notes)
-
-
-def _point(choice: Choice, data: TrainingData) -> OperatingPoint:
-    chosen = choice.score
-    knobs: Any = chosen.setting if chosen else Knobs()
-    knows = data.truth.can_skip and data.truth.redundant.any()
-    return OperatingPoint(
-        measure=choice.target.measure,
-        target=choice.target.value,
-        knobs=knobs,
-        accuracy=chosen.accuracy if chosen else 1.0,
-        recall=(chosen.recall if chosen else 1.0) if knows else None,
-        filtering_rate=chosen.filtering_rate if chosen else 0.0,
-        bound=choice.bound,
-        kind=choice.kind,
-    )
+    return Fitted(Bundle(manifest, plain.members, ""), next(iter(choices.values())), notes)

@@ -49,7 +49,7 @@ def feature_network(spec: Spec, style: Network = "small") -> keras.Model:
     # A bias above zero: an embedding unit that starts dead never wakes.
     bias = keras.initializers.Constant(0.3)
     x = layers.Dense(INFI_EMBEDDING if style == "infi" else EMBEDDING, bias_initializer=bias)(x)
-    return keras.Model(inputs, layers.ReLU()(x))
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], layers.ReLU()(x))
 
 
 def _centred(x: Any, spec: Spec) -> Any:

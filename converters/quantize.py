@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +17,8 @@ from converters.augment import in_units
 from converters.opversions import OLDEST_RUNTIME, too_new
 from converters.quiet import quiet_stderr
 from converters.trained import Precision
-from infi_edge.errors import ConfigError
+from infi_edge.errors import ConfigError, ExecutorError
+from infi_edge.interpreter import Network
 from infi_edge.preprocess import Spec
 
 CALIBRATION_INPUTS = 200
@@ -71,6 +73,12 @@ def to_tflite(
             f"the network needs {', '.join(unknown)}, which {OLDEST_RUNTIME} does not know; "
             "replace that layer or use another --precision"
         )
+    try:
+        Network(content)
+    except ExecutorError as error:
+        raise ConfigError(
+            f"the network was converted to {precision}, but does not run: {error}"
+        ) from error
     return content
 
 
@@ -86,9 +94,9 @@ def _converted(
         return model(list(parts) if len(parts) > 1 else parts[0], training=False)
 
     with quiet_stderr(), contextlib.redirect_stdout(io.StringIO()):
-        # Weights as constants: Keras 3 keeps them in objects the converter cannot follow.
-        frozen = convert_variables_to_constants_v2(run.get_concrete_function())
-        loops = {node.op for node in frozen.graph.as_graph_def().node} & {"While", "StatelessWhile"}
+        frozen = _frozen(run, model, precision)
+        graph = frozen.graph.as_graph_def().node
+        loops = {node.op for node in graph} & {"While", "StatelessWhile"}
         if precision == "int8" and loops:  # its quantizer would end the process
             raise ConfigError("a network with a loop cannot be quantized to int8; use float16")
         converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
@@ -106,12 +114,44 @@ def _converted(
         try:
             content: bytes = converter.convert()
         except Exception as error:  # the converter raises whatever its C++ half had to say
-            reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else ""
-            raise ConfigError(
-                f"the network cannot be converted to {precision}: {reason}; "
-                "try --precision float16 or --network small"
-            ) from error
+            raise _refusal(model, precision, error, graph) from error
     return content
+
+
+def _frozen(run: Any, model: Any, precision: Precision) -> Any:
+    """Weights as constants: Keras 3 keeps them in objects the converter cannot follow."""
+    try:
+        return convert_variables_to_constants_v2(run.get_concrete_function())
+    except Exception as error:  # a model's own code, called with fixed sizes
+        raise _refusal(model, precision, error) from error
+
+
+def _refusal(
+    model: Any, precision: Precision, error: Exception, nodes: Sequence[Any] = ()
+) -> ConfigError:
+    """What the converter has to say, with the layer that it is about. nodes: of the graph."""
+    text = str(error).strip() or repr(error)
+    refused = re.search(r"'tf\.(\w+)' op is neither a custom op nor a flex op", text)
+    if refused is not None:
+        paths = [node.name for node in nodes if node.op == refused[1]]
+        reason = f"TFLite has no operator for {refused[1]}"
+    else:
+        paths, reason = [text], text.splitlines()[-1].strip()[:200]
+    names = sorted((str(layer.name) for layer in flat_layers(model)), key=len, reverse=True)
+    found = next((n for n in names if any(re.search(rf"\b{re.escape(n)}\b", p) for p in paths)), "")
+    return ConfigError(
+        f"{f'layer {found!r}' if found else 'the network'} cannot be converted to {precision}: "
+        f"{reason}; replace it by what TFLite knows, or try --precision float16"
+    )
+
+
+def flat_layers(model: Any) -> Iterator[Any]:
+    """Yield the layers of a model and of the models in it."""
+    for layer in getattr(model, "layers", []):
+        if getattr(layer, "layers", None):
+            yield from flat_layers(layer)
+        else:
+            yield layer
 
 
 def _calibration(samples: list[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:

@@ -110,12 +110,21 @@ class NetEmbedder:
             Classifier(bundle, threads, runtime) if manifest.filter.classifier == "mlp" else None
         )
 
-    def __call__(self, tensor: np.ndarray) -> tuple[float | None, np.ndarray]:
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the network rounds its own output to uint8."""
+        return bool(self._output.dtype == np.uint8)
+
+    def output(self, tensor: np.ndarray) -> np.ndarray:
+        """Return the network's own output (D,) for a filter tensor, before any rounding."""
         parts = self._spec.parts(tensor)
         given = [parts[i] for i in self._order]
         if self._prepare is not None:
             given = [prepare(part) for prepare, part in zip(self._prepare, given, strict=True)]
-        output = self._network.run(*given)[0][0]
+        return self._network.run(*given)[0][0]
+
+    def __call__(self, tensor: np.ndarray) -> tuple[float | None, np.ndarray]:
+        output = self.output(tensor)
         if self._score:
             return self._probability(output), np.zeros(1, np.uint8)
         if output.dtype == np.uint8:
@@ -214,14 +223,16 @@ class InputFilter:
         self.manifest: Manifest = bundle.manifest
         self.name = bundle.name
         self.spec: Spec = bundle.manifest.preprocess
-        self._embed: NetEmbedder | LightEmbedder = (
+        self.embedder: NetEmbedder | LightEmbedder = (
             LightEmbedder(bundle)
             if bundle.manifest.filter.kind == "light"
             else NetEmbedder(bundle, threads, runtime)
         )
         reuse: ReuseSpec | None = bundle.manifest.reuse
         self.head = (
-            ReuseHead(reuse.distance, reuse.log_age, reuse.age, reuse.bias, self._embed.classifier)
+            ReuseHead(
+                reuse.distance, reuse.log_age, reuse.age, reuse.bias, self.embedder.classifier
+            )
             if reuse
             else None
         )
@@ -231,11 +242,11 @@ class InputFilter:
 
         Raises ValueError if it is of another kind or the embedding is not a number.
         """
-        return self._embed(self.spec.tensor(data))
+        return self.embedder(self.spec.tensor(data))
 
     def embed_tensor(self, tensor: np.ndarray) -> tuple[float | None, np.ndarray]:
         """The same for a tensor that the specification's `tensor` has made."""
-        return self._embed(tensor)
+        return self.embedder(tensor)
 
 
 def load_filter(path: str | Path, threads: int = 1) -> InputFilter:

@@ -109,6 +109,21 @@ def fit_reuse(
     return LightMetric(w[:-2].astype(np.float32), head)
 
 
+def fit_head(readings: np.ndarray, ages_s: np.ndarray, y: np.ndarray) -> ReuseHead:
+    """Fit p(changed | reading, age) alone: four numbers, the weights not negative.
+
+    readings: (P,), of pairs, what a filter's classifier says (a distance, a logit). ages_s: (P,).
+    y: (P,), 1 where the answers differ.
+    """
+    columns = np.stack([readings, np.log1p(ages_s), ages_s], axis=1).astype(np.float64)
+    middle, spread = columns.mean(axis=0), columns.std(axis=0) + 1e-6
+    x = (columns - middle) / spread
+    w, bias = _non_negative_logistic(x, y.astype(np.float64), np.zeros(3), 500)
+    w = w / spread
+    numbers = settled(np.append(w, bias - float(w @ middle))).tolist()
+    return ReuseHead(*numbers)
+
+
 def settled(numbers: np.ndarray) -> np.ndarray:
     """Round to six significant digits.
 
