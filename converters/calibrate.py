@@ -169,10 +169,10 @@ def lower_bound(losses: np.ndarray, confidence: float) -> float:
     unlucky = float(wrong.mean()) if len(wrong) else 0.5
     seen = np.append(losses, unlucky)
     error = float(seen.std(ddof=1)) / math.sqrt(len(seen))
-    return 1.0 - float(seen.mean()) - _t_quantile(confidence, len(losses) - 1) * error
+    return 1.0 - float(seen.mean()) - t_quantile(confidence, len(losses) - 1) * error
 
 
-def _t_quantile(confidence: float, freedom: int) -> float:
+def t_quantile(confidence: float, freedom: int) -> float:
     """Student's t quantile from the normal one (Cornish-Fisher, Abramowitz and Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(confidence)
     n = freedom
@@ -326,6 +326,16 @@ def reuse_grid(longest: int, max_distance: int | None = None) -> list[Knobs]:
         )
         for age, threshold in itertools.product(VOTE_AGES, THRESHOLDS[1:])
         if (age + 1) * VOTERS <= longest
+    ]
+    return [k for k in grid if k.max_since_inference and k.max_since_inference <= 0.75 * longest]
+
+
+def quick_grid(longest: int) -> list[Knobs]:
+    """A part of the REUSE family, for a first look: half of the thresholds, no vote."""
+    grid = [
+        Knobs(reuse_threshold=threshold, max_since_inference=age, deliver=deliver)
+        for deliver in ("last", "nearest")
+        for age, threshold in itertools.product(AGES, THRESHOLDS[1::2])
     ]
     return [k for k in grid if k.max_since_inference and k.max_since_inference <= 0.75 * longest]
 

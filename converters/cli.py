@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from converters import fit
+from converters.dataset_cli import dataset_command
+from converters.filterability_cli import filterability_command
 from converters.import_cli import calibrate_command, keras_command, score_command
 from converters.options import (
     check_output,
@@ -189,7 +191,13 @@ def _write_report(path: str, fitted: Any) -> None:
     write_atomically(path, json.dumps(report, indent=1).encode())
 
 
-for _command in (keras_command, score_command, calibrate_command):
+for _command in (
+    keras_command,
+    score_command,
+    calibrate_command,
+    filterability_command,
+    dataset_command,
+):
     cli.add_command(_command)
 
 

@@ -13,7 +13,14 @@ from infi_edge.learn import fit_reuse, fit_skip
 HEADROOM = 0.25
 
 
-def train_light(data: TrainingData, stretches: Stretches, settings: TrainSettings) -> TrainedFilter:
+def train_light(
+    data: TrainingData,
+    stretches: Stretches,
+    settings: TrainSettings,
+    *,
+    pairs: int = 20_000,
+    steps: int = 300,
+) -> TrainedFilter:
     """Fit the light filter (NumPy, seconds). Raises DeadFilterError if nothing is learned."""
     truth, members = data.truth, {}
     weights = np.zeros(data.features.shape[1], np.float32)
@@ -25,6 +32,8 @@ def train_light(data: TrainingData, stretches: Stretches, settings: TrainSetting
             truth.times_s,
             truth.same,
             stretches,
+            pairs=pairs,
+            steps=steps,
             seed=settings.seed,
         )
         weights = metric.weights

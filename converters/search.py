@@ -29,14 +29,17 @@ def search(
     confidence: float,
     report: Report = quiet,
     what: str = "calibrating",
+    grid: Sequence[Knobs] | None = None,
+    starts: int = 3,
 ) -> list[Score]:
     """Score the family where it matters: every REUSE and SKIP setting once, then the promising
-    ones, alone and together, from several starts. Returns the scores of the latter."""
-    reuse = (
-        reuse_grid(min(len(f.truth) for f in folds), _max_distance(folds))
-        if mechanism != "skip"
-        else []
-    )
+    ones, alone and together, from several starts. Returns the scores of the latter.
+
+    grid: the REUSE settings to look at; default: the whole family."""
+    reuse: Sequence[Knobs] = ()
+    if mechanism != "skip":
+        longest = min(len(f.truth) for f in folds)
+        reuse = reuse_grid(longest, _max_distance(folds)) if grid is None else grid
     scores = [f.embedded.scores for f in folds if f.embedded and f.embedded.scores is not None]
     skips = skip_grid(np.concatenate(scores)) if mechanism != "reuse" and scores else []
     coarse_settings = [*reuse, *(Knobs(skip_threshold=t) for t in skips)]
@@ -60,7 +63,7 @@ def search(
                 finer[together] = None
     fine = []
     for done, setting in enumerate(finer, 1):
-        fine.append(score(method, setting, folds))
+        fine.append(score(method, setting, folds, starts))
         report(f"{what} (finer)", done, len(finer))
     return fine
 

@@ -140,7 +140,7 @@ class Label:
 class Confidence:
     """`confidence:0.9`: the best class, or null below that confidence. Redundant: null.
 
-    The hard case: InFi's lemma says such a rule is not filterable in general (section 3.3).
+    The hard case: in general not simpler than the model (InFi, 3.2; docs/filterability.md).
     """
 
     empty: Value = None
