@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 
-class _Rounded(keras.layers.Layer):  # type: ignore[misc]
+class Rounded(keras.layers.Layer):  # type: ignore[misc]
     """Rounds a tensor to 256 levels between its own batch's minimum and maximum."""
 
     def call(self, x: Any) -> Any:
@@ -42,7 +42,7 @@ class AwareModel:
 def _call_rounded(layer: Any, *arguments: Any, **keywords: Any) -> Any:
     outputs = layer(*arguments, **keywords)
     if isinstance(layer, (keras.layers.ReLU, keras.layers.Add, keras.layers.Rescaling)):
-        return _Rounded()(outputs)
+        return Rounded()(outputs)
     return outputs
 
 

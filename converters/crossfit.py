@@ -96,7 +96,7 @@ def cross_fit(
             settings, trained, notes = _faithful(data, rest, stretch, settings, report, what)
         else:
             trained = train_kind(kind, data, rest, settings, report, what)
-        receipts.append(_receipt(trained, data, stretch, settings))
+        receipts.append(parity_of(trained, data, stretch, settings))
         folds.append(Fold(data.truth.cut(*stretch), embed_stretch(trained, data, *stretch)))
     what = f"{kind} filter {FOLDS + 1}/{FOLDS + 1}"
     trained = train_kind(kind, data, [(0, len(data))], settings, report, what)
@@ -129,7 +129,7 @@ def _faithful(
             continue
         if chosen.precision != "int8":
             break
-        receipt = _receipt(trained, data, held_out, chosen)
+        receipt = parity_of(trained, data, held_out, chosen)
         if faithful(receipt):
             break
         worst = min(float(v) for k, v in receipt.items() if k.endswith("agreement"))
@@ -138,9 +138,10 @@ def _faithful(
     return chosen, trained, notes
 
 
-def _receipt(
+def parity_of(
     trained: TrainedFilter, data: TrainingData, stretch: tuple[int, int], settings: TrainSettings
 ) -> Receipt:
+    """The receipt of a filter's quantization on a stretch it never saw."""
     return parity(trained, InputFilter(uncalibrated(trained, data)), data, stretch, settings.seed)
 
 

@@ -17,7 +17,15 @@ from converters.calibrate import (
     blocks_needed,
     choose,
 )
-from converters.crossfit import Report, cross_fit, embed_stretch, quiet, train_kind, uncalibrated
+from converters.crossfit import (
+    Report,
+    cross_fit,
+    embed_stretch,
+    parity_of,
+    quiet,
+    train_kind,
+    uncalibrated,
+)
 from converters.recordings import TrainingData
 from converters.search import search
 from converters.table import (
@@ -132,6 +140,9 @@ def _prove(
     what = f"{candidate.kind} filter to certify"
     settings = candidate.trained.settings
     trained = train_kind(candidate.kind, data, [(0, half)], settings, report, what)
+    facts = candidate.trained.receipt | parity_of(trained, data, (half, count), settings)
+    notes = candidate.trained.notes
+    trained = replace(trained, receipt=facts, notes=notes, settings=settings)
     selection, test = (
         Fold(data.truth.cut(*s), embed_stretch(trained, data, *s))
         for s in ((half, quarter), (quarter, count))

@@ -48,7 +48,7 @@ def fit_spec(recording: Recording, first: int, last: int, spec: Spec) -> Spec:
     """
     if type(spec).fitted is Spec.fitted:
         return spec
-    every = max((last - first) // FITTED_ON, 1)
+    every = -(-(last - first) // FITTED_ON)
     windows = [s.data for s in recording.samples(first, last) if (s.index - first) % every == 0]
     try:
         return spec.fitted(windows)

@@ -115,7 +115,8 @@ class ReuseCache:
 
     def differences(self, slots: np.ndarray, embedding: np.ndarray) -> np.ndarray:
         """Return |entry - embedding| of these slots, uint8 (C, D). embedding: uint8 (D,)."""
-        repeated = np.broadcast_to(embedding, (len(slots), self.dim))
+        # A real copy: OpenCV reads past a broadcast array of one number a row.
+        repeated = np.repeat(embedding[None], len(slots), axis=0)
         difference: np.ndarray = cv2.absdiff(self._embeddings[slots], repeated)
         return difference.reshape(len(slots), self.dim)
 

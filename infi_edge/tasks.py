@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from infi_edge.decoders import Classes, Detections, Keypoints
-from infi_edge.errors import ConfigError
+from infi_edge.errors import ConfigError, ExecutorError
 from infi_edge.plugins import load_object, names_object
 
 Value = Any
@@ -203,13 +203,15 @@ class Verbatim:
 
 
 def _plain(value: Any) -> Value:
-    """Return a JSON value. Raises ConfigError if it is none."""
+    """Return a JSON value. Raises ConfigError if it is none, ExecutorError if it is no number."""
     if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
+        return _plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ExecutorError(f"the model answered {value}, which is no JSON value")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ConfigError(f"task value needs a JSON value, but the model gave a {type(value).__name__}")

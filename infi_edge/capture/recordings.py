@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from infi_edge.capture.replay import ImageFolder, Recording, VideoFile, files_hash
-from infi_edge.capture.signals import read_csv_signal, read_lines, read_mono, read_wav
+from infi_edge.capture.signals import (
+    constant_channels,
+    read_csv_signal,
+    read_lines,
+    read_mono,
+    read_wav,
+)
 from infi_edge.capture.windows import Clips, Rows, SignalWindows, Stretch, read_arrays
 from infi_edge.errors import ConfigError, SourceError
 from infi_edge.preprocess import (
@@ -25,8 +33,14 @@ from infi_edge.preprocess import (
     change_spec,
     spec_class,
 )
+from infi_edge.preprocess.audio import MAX_RATE_HZ, MIN_RATE_HZ
+
+log = logging.getLogger("infi_edge")
 
 ARRAYS = {".npy", ".npz"}
+_FEATURE_TYPES = {"int8": "int8", "uint8": "uint8", "bool": "uint8"} | dict.fromkeys(
+    ("int32", "int64", "uint32", "uint64"), "int32"
+)
 SUFFIXES = {
     "video": {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"},
     "audio": {".wav"},
@@ -43,7 +57,12 @@ def open_recording(text: str, rate_hz: float | None = None, spec: Spec | None = 
     """
     path = _there(text)
     if path.suffix.lower() in ARRAYS:
-        return Rows(text, read_arrays(path), rate_hz or 1.0, lambda: files_hash([path]))
+        array = read_arrays(path)
+        if isinstance(spec, MotionSpec) and array.size == len(array) * math.prod(spec.shape):
+            signal = array.reshape(-1, len(spec.channels))
+            _tell_constant(text, set(constant_channels(signal, spec.channels)), spec.channels)
+        rate_hz = _row_rate_hz(spec, rate_hz)
+        return Rows(text, array, rate_hz, lambda: files_hash([path]))
     if isinstance(spec, VideoSpec):
         return Clips(text, _files(path, "video"), spec.frames, spec.hop)
     if isinstance(spec, AudioSpec):
@@ -59,6 +78,14 @@ def open_recording(text: str, rate_hz: float | None = None, spec: Spec | None = 
     return ImageFolder(path, rate_hz or 1.0) if path.is_dir() else VideoFile(path)
 
 
+def _row_rate_hz(spec: Spec | None, rate_hz: float | None) -> float:
+    """Windows a second of a signal that lies in windows; else inputs a second."""
+    if isinstance(spec, MotionSpec):
+        samples_hz = rate_hz or spec.rate_hz
+        return samples_hz / spec.hop if samples_hz else 1.0
+    return rate_hz or (spec.rate_hz / spec.hop if isinstance(spec, AudioSpec) else 1.0)
+
+
 def draft_spec(
     modality: str | None, text: str, settings: dict[str, Any], rate_hz: float | None = None
 ) -> tuple[str, Spec]:
@@ -72,16 +99,21 @@ def draft_spec(
     kind, settings = spec_class(modality), dict(settings)
     if path.suffix.lower() in ARRAYS:
         array = read_arrays(path)
-        if kind is MotionSpec and array.ndim == 3:
-            window, names = array.shape[1], tuple(f"channel {i}" for i in range(array.shape[2]))
-            settings = {"channels": names, "window": window, "hop": window, **settings}
+        if kind is MotionSpec and array.ndim in (2, 3):
+            window, count = (*array.shape[1:], 1)[:2]
+            found = {"channels": tuple(f"channel {i}" for i in range(count)), "rate_hz": rate_hz}
+            settings = {**found, "window": window, "hop": window, **settings}
         elif kind is FeaturesSpec:
-            kinds = {"f": "float32", "b": "uint8"}
-            name = kinds.get(array.dtype.kind) or ("int8" if array.dtype == np.int8 else "uint8")
+            name = _FEATURE_TYPES.get(array.dtype.name, "float32")
             settings = {"size": tuple(array.shape[1:]), "type": name, **settings}
     elif kind is AudioSpec:
         first = _files(path, "audio")[0]
-        settings = {"rate_hz": round(read_wav(first)[1]), **settings}
+        found_hz = read_wav(first)[1]
+        if not MIN_RATE_HZ <= found_hz <= MAX_RATE_HZ:
+            raise SourceError(
+                f"{first} is sampled at {found_hz} Hz; resample it to {MIN_RATE_HZ}..{MAX_RATE_HZ}"
+            )
+        settings = {"rate_hz": found_hz, **settings}
     elif kind is MotionSpec:
         settings = _motion_settings(_files(path, "motion")[0], settings, rate_hz)
     return modality, change_spec(kind(), settings)
@@ -92,6 +124,11 @@ def _motion_settings(file: Path, settings: dict[str, Any], rate_hz: float | None
     if rate_hz is None and times_s is not None and len(times_s) > 1:
         rate_hz = 1.0 / float(np.median(np.diff(times_s)))
     found: dict[str, Any] = {"channels": tuple(names), "rate_hz": rate_hz}
+    if rate_hz is not None and rate_hz < 1 and not {"window", "window_ms"} & set(settings):
+        raise SourceError(
+            f"{file}: its samples are {1 / rate_hz:.4g} s apart; give times in seconds, or say "
+            "how long a window is with --preprocess window=SAMPLES"
+        )
     if rate_hz is not None:
         found |= {"window": round(2.0 * rate_hz), "hop": max(round(0.5 * rate_hz), 1)}
     for name in ("window", "hop"):
@@ -102,8 +139,10 @@ def _motion_settings(file: Path, settings: dict[str, Any], rate_hz: float | None
             raise ConfigError(f"--preprocess {name}_ms needs the signal's rate; add --rate-hz")
         try:
             found[name] = max(round(float(milliseconds) * rate_hz / 1000), 1)
-        except (ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"--preprocess {name}_ms={milliseconds}: not a number") from None
+        if float(milliseconds) <= 0:
+            raise ConfigError(f"--preprocess {name}_ms={milliseconds}: not above 0")
     return {**found, **settings}
 
 
@@ -166,27 +205,46 @@ def _motion(name: str, files: Sequence[Path], spec: MotionSpec, rate_hz: float |
     @functools.lru_cache(maxsize=8)
     def load(file: Path) -> tuple[np.ndarray, np.ndarray | None]:
         values, names, times_s = read_csv_signal(file)
-        if values.shape[1] != len(spec.channels):
-            raise SourceError(
-                f"{file} has {values.shape[1]} channels ({', '.join(names)}), "
-                f"the filter reads {len(spec.channels)} ({', '.join(spec.channels)})"
-            )
-        return values, times_s
+        return values[:, _columns(file, names, spec.channels)], times_s
 
-    stretches = []
+    stretches, still = [], set(spec.channels)
     for file in files:
         values, times_s = load(file)
+        still &= set(constant_channels(values, spec.channels))
         for first, last in _without_gaps(file, len(values), times_s, spec):
 
             def cut(file: Path = file, first: int = first, last: int = last) -> np.ndarray:
                 return load(file)[0][first:last]
 
             stretches.append(Stretch(str(file), last - first, cut))
+    _tell_constant(name, still, spec.channels)
     settings = f"windows of {spec.window}, hop {spec.hop}"
     rate = rate_hz or spec.rate_hz or float(spec.hop)
     return SignalWindows(
         name, stretches, spec.window, spec.hop, rate, lambda: files_hash(files, settings)
     )
+
+
+def _columns(file: Path, names: tuple[str, ...], channels: tuple[str, ...]) -> list[int]:
+    """Which column each channel is: by name where both have names, else by place."""
+    if sorted(names) == sorted(channels):
+        return [names.index(channel) for channel in channels]
+    unnamed = any(every[0] in ("column_1", "channel 0") for every in (names, channels))
+    if len(names) != len(channels) or not unnamed:
+        raise SourceError(
+            f"{file} has {len(names)} channels ({', '.join(names)}), the filter reads "
+            f"{len(channels)} ({', '.join(channels)}); give it those columns"
+        )
+    return list(range(len(names)))
+
+
+def _tell_constant(name: str, still: set[str], channels: tuple[str, ...]) -> None:
+    """Name the channels that never change, unless it is all of them (training refuses those)."""
+    if 0 < len(still) < len(channels):
+        some = ", ".join(channel for channel in channels if channel in still)
+        log.warning(
+            "%s: nothing can be learned from %s, which never changes; check the sensor", name, some
+        )
 
 
 def _without_gaps(

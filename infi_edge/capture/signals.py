@@ -20,7 +20,8 @@ MAX_BYTES = 1 << 30
 TIME_COLUMNS = {"time", "time_s", "timestamp"}
 _MISSING = {"", "?", "nan"}
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-_UNKNOWN_SIZE = 0xFFFFFFFF
+_UNKNOWN_SIZE = 0x7FFF0000
+"""Such a size or more is what recorders declare that write to a pipe (ffmpeg, sox, arecord)."""
 _LOUDEST_FLOAT = 4.0
 
 
@@ -83,7 +84,7 @@ def _wav_chunks(content: bytes, path: str | Path) -> tuple[int, int, int, int, b
             if form is None:
                 raise SourceError(f"{path} is damaged: its samples come before their format")
             found = len(content) - start
-            if size == _UNKNOWN_SIZE:  # written to a pipe: the samples reach the end of the file
+            if size >= _UNKNOWN_SIZE:  # the samples reach the end of the file
                 size = found
             if found < size:
                 raise SourceError(
@@ -105,7 +106,12 @@ def _wav_chunks(content: bytes, path: str | Path) -> tuple[int, int, int, int, b
 def _wav_format(chunk: bytes, path: str | Path) -> tuple[int, int, int, int]:
     if len(chunk) < 16:
         raise SourceError(f"{path} is damaged: its format takes {len(chunk)} bytes, not 16 or more")
-    tag, channels, rate_hz, _, _, bits = struct.unpack_from("<HHIIHH", chunk)
+    tag, channels, rate_hz, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", chunk)
+    if frame_bytes != channels * bits // 8:
+        raise SourceError(
+            f"{path} declares {frame_bytes} bytes for {channels} samples of {bits} bits; "
+            "convert it to 16-bit PCM"
+        )
     if tag == _EXTENSIBLE and len(chunk) >= 26:
         (tag,) = struct.unpack_from("<H", chunk, 24)
     return tag, channels, rate_hz, bits
@@ -151,7 +157,7 @@ def read_csv_signal(
     has_header = not any(_number(cell) is not None for cell in first) and any(
         cell not in _MISSING for cell in map(_plain, first)
     )
-    names = [cell.strip() for cell in first] if has_header else []
+    names = [_name(cell) for cell in first] if has_header else []
     names = names or [f"column_{i}" for i in range(1, len(first) + 1)]
     if len(set(names)) != len(names):
         raise SourceError(f"{path}, line {numbers[0]}: two columns have the same name; rename one")
@@ -168,6 +174,9 @@ def read_csv_signal(
             )
         table[index] = _values(row, names, f"{path}, line {line}")
     _refuse_infinite(table, names, numbers, path)
+    late = [name for name in names[1:] if name.lower() in TIME_COLUMNS]
+    if late:
+        raise SourceError(f"{path}: column {late[0]} holds times; make it the first column")
     if names[0].lower() not in TIME_COLUMNS:
         return table.astype(np.float32), tuple(names), None
     if len(names) == 1:
@@ -185,7 +194,8 @@ def _csv_rows(path: str | Path) -> tuple[list[list[str]], list[int]]:
     rows, numbers = [], []
     try:
         for row in reader:
-            if any(map(str.strip, row)) or len(row) > 1:
+            # An empty line is none; `""` alone is how a lone missing value is written.
+            if any(map(str.strip, row)) or len(row) > 1 or row == [""]:
                 rows.append(row)
                 numbers.append(reader.line_num)
     except csv.Error as error:
@@ -219,6 +229,11 @@ def _number(cell: str) -> float | None:
     except ValueError:
         return None
     return None if math.isnan(value) or "_" in cell else value
+
+
+def _name(cell: str) -> str:
+    """A channel's name, fit to be printed."""
+    return "".join(mark if mark.isprintable() else "?" for mark in cell.strip())
 
 
 def _plain(cell: str) -> str:

@@ -66,7 +66,8 @@ class SignalWindows:
             before = self._ends[number - 1] if number else 0
             signal = stretch.load()
             for place in range(index - before, min(self._ends[number], last) - before):
-                data = signal[place * self._hop : place * self._hop + self._window]
+                # A copy: windows overlap, and a model may write into its input.
+                data = np.array(signal[place * self._hop : place * self._hop + self._window])
                 if len(data) < self._window:
                     missing = self._window - len(data)
                     data = np.pad(data, [(0, missing)] + [(0, 0)] * (data.ndim - 1))
@@ -111,6 +112,7 @@ class Clips:
         recent: deque[np.ndarray] = deque(maxlen=self._frames)
         index = start
         for frame in video.samples(begin, end):
+            frame.data.flags.writeable = False  # clips share frames: a model must not draw on one
             recent.append(frame.data)
             if frame.index == (index - before) * self._hop + self._frames - 1:
                 yield Sample(list(recent), index / self.rate_hz, index, video.name)
@@ -138,7 +140,9 @@ class Rows:
     def samples(self, first: int = 0, last: int | None = None) -> Iterator[Sample]:
         last = self.count if last is None else min(last, self.count)
         for index in range(first, last):
-            yield Sample(self._rows[index], index / self.rate_hz, index, self.name)
+            row = self._rows[index]
+            data = np.array(row) if isinstance(self._rows, np.ndarray) else row
+            yield Sample(data, index / self.rate_hz, index, self.name)
 
     def content_hash(self) -> str:
         return self._identity()
@@ -159,7 +163,13 @@ def read_arrays(path: Path) -> np.ndarray:
                 if "inputs" not in names and len(names) != 1:
                     raise SourceError(f"{path} holds {len(names)} arrays, none of them 'inputs'")
                 array = loaded["inputs" if "inputs" in names else names[0]]
+    except SourceError:
+        raise
     except (OSError, ValueError, EOFError, KeyError) as error:
+        if "pickle" in str(error) or "Python object" in str(error):
+            raise SourceError(
+                f"{path} is no array file of numbers; Python objects in it are never loaded"
+            ) from error
         raise SourceError(f"{path} is no array file that can be read: {error}") from error
     except Exception as error:  # zipfile.BadZipFile, zlib.error and what NumPy's header parser has
         raise SourceError(f"{path} is no array file that can be read: {error!r}") from error

@@ -13,14 +13,17 @@ from infi_edge.preprocess.spec import MAX_TENSOR_BYTES, Spec, register
 
 SIDE, GROUPS = 4, 32
 FLAT = 512
+IDS = 4096
+"""Ids are below this: as many as a network's embedding has."""
+_KINDS = {"float32": "fiu", "int8": "iu", "uint8": "biu", "int32": "iu"}
 
 
 @register
 class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"):
     """A tensor of this shape (without the batch) and type.
 
-    offset, scale: what the network reads of numbers is (x - offset) / scale; int8 maps keep their
-    own steps, ids (int32) are never scaled.
+    offset, scale: what the network reads of numbers is (x - offset) / scale; int8 maps are numbers
+    in their own steps, ids (int32, 0..4095) are never scaled.
     """
 
     size: tuple[int, ...] = (1,)
@@ -38,12 +41,14 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
 
     @property
     def feature_count(self) -> int:
+        if self.type == "int32":
+            return FLAT
         if len(self.size) == 3:
             return SIDE * SIDE * min(self.size[2], GROUPS)
         return min(math.prod(self.size), FLAT)
 
     def problem(self) -> str | None:
-        whole = len(self.size) <= 6 and all(1 <= n <= 1 << 20 for n in self.size)
+        whole = 1 <= len(self.size) <= 6 and all(1 <= n <= 1 << 20 for n in self.size)
         if not whole or 4 * math.prod(self.size) > MAX_TENSOR_BYTES:
             return f"tensor shape: {self.size}"
         fits = math.isfinite(self.offset) and math.isfinite(self.scale) and self.scale > 0
@@ -56,19 +61,25 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
             array = array[0]
         if array.shape != self.size:
             raise ValueError(f"a feature map is {self.size} here, not {array.shape}")
-        kinds = "iu" if self.type != "float32" else "fiu"
-        if array.dtype.kind not in kinds:
+        if array.dtype.kind not in _KINDS[self.type]:
             raise ValueError(f"a feature map is {self.type} here, not {array.dtype}")
         if self.type == "int32":
+            wrong = array[(array < 0) | (array >= IDS)]
+            if wrong.size:
+                raise ValueError(f"ids are 0..{IDS - 1} here, not {wrong[0]}")
             return array.astype(np.int32)[None]
-        numbers = (array.astype(np.float32) - np.float32(self.offset)) / np.float32(self.scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = (array.astype(np.float32) - np.float32(self.offset)) / np.float32(self.scale)
         if not np.isfinite(numbers).all():
             raise ValueError("a feature map with a value that is not a number")
         return numbers[None]
 
     def features(self, tensor: np.ndarray) -> np.ndarray:
         """A map (H, W, C): means on a 4x4 grid of up to 32 groups of channels; else up to 512
-        means of neighbours, each squashed to -1..1."""
+        means of neighbours, each squashed to -1..1. Ids: how often each of 512 bins occurs."""
+        if self.type == "int32":
+            counts = np.bincount(tensor.ravel() % FLAT, minlength=FLAT)
+            return (np.minimum(counts, 4) / 4).astype(np.float32)
         values = tensor[0].astype(np.float32)
         if values.ndim == 3:
             values = _grouped(values, min(values.shape[2], GROUPS))
@@ -94,7 +105,7 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
         spread = float(values.std())
         if not math.isfinite(spread):
             raise ValueError("a feature map with a value that is not a number")
-        if spread <= 1e-12:
+        if spread <= 1e-7 * abs(float(values.mean())):
             raise ValueError("every feature map is the same: there is nothing to tell apart")
         return msgspec.structs.replace(self, offset=float(values.mean()), scale=spread)
 

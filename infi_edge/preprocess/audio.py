@@ -7,6 +7,7 @@ no FFT, and one set of constants serves training and the device.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Literal
 
 import cv2
@@ -14,7 +15,10 @@ import numpy as np
 
 from infi_edge.preprocess.spec import MAX_TENSOR_BYTES, Spec, register
 
+MIN_RATE_HZ, MAX_RATE_HZ = 8000, 48000
 FLOOR_DB = -100.0
+LOUDEST = 4.0
+"""A float sample beyond it is no PCM of full scale 1 (16-bit numbers as floats, most likely)."""
 BANDS, TIMES = 16, 4
 
 
@@ -73,20 +77,22 @@ class AudioSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="audio"):
         return 3 * BANDS + TIMES * BANDS
 
     def problem(self) -> str | None:
-        if not 8000 <= self.rate_hz <= 48000:
-            return f"sample rate: {self.rate_hz} Hz is not within 8000..48000"
+        if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
+            return f"sample rate: {self.rate_hz} Hz is not within {MIN_RATE_HZ}..{MAX_RATE_HZ}"
         if not 10 <= self.window_ms <= 60_000 or self.hop_ms < 1:
             return f"window: {self.window_ms} ms, hop {self.hop_ms} ms"
         if self.step_ms < 1 or not 2 <= self.frame_ms <= min(self.window_ms, 1000):
             return f"spectrum: frames of {self.frame_ms} ms every {self.step_ms} ms"
         if not 4 <= self.bands <= 256:
             return f"number of bands: {self.bands} is not within 4..256"
-        if int(np.prod(self.shape)) > MAX_TENSOR_BYTES:
-            return "spectrum: too large"
-        return None if self.low < self.high else "range: low must be below high"
+        if 8 * self.shape[0] * max(self.shape[1], self._frame) > MAX_TENSOR_BYTES:
+            return f"spectrum: {self.shape[0]} frames of {self.frame_ms} ms are too many"
+        fits = -math.inf < self.low < self.high < math.inf
+        return None if fits else "range: low must be below high"
 
     def tensor(self, data: np.ndarray) -> np.ndarray:
-        """data: PCM (window,), float -1..1 or int16. A NaN or infinite sample is refused."""
+        """data: PCM (window,), float -1..1 or int16. A NaN, an infinite sample or one far beyond
+        full scale is refused."""
         if not isinstance(data, np.ndarray) or data.dtype not in (np.float32, np.float64, np.int16):
             found = getattr(data, "dtype", type(data).__name__)
             raise ValueError(f"sound is float32 or int16 samples, not {found}")
@@ -102,6 +108,9 @@ class AudioSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="audio"):
             pcm /= 32768.0
         if not np.isfinite(pcm).all():
             raise ValueError("sound with a sample that is not a number")
+        peak = float(np.abs(pcm).max())
+        if peak > LOUDEST:
+            raise ValueError(f"sound that reaches {peak:g} where 1 is full scale; scale it down")
         return _levels(pcm, self).reshape(1, *self.shape)
 
     def features(self, tensor: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any, Literal
 
 import cv2
@@ -48,10 +49,10 @@ class ImageSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="image"):
         return 2 * CELLS
 
     def problem(self) -> str | None:
-        fits = 1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE
-        if not fits:
+        if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
             return f"input size: {self.width}x{self.height} is not within 1..{MAX_SIDE}"
-        return None if self.low < self.high else "range: low must be below high"
+        fits = -math.inf < self.low < self.high < math.inf
+        return None if fits else "range: low must be below high"
 
     def tensor(self, data: Image) -> np.ndarray:
         return image_tensor(data, self)

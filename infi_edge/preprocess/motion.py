@@ -6,12 +6,16 @@ import itertools
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from infi_edge.preprocess.spec import MAX_TENSOR_BYTES, Spec, register
 
 OCTAVES = 8
 LIMIT = 8.0
+FARTHEST = 1e30
+STILL = 1e-7
+"""A channel whose deviation is this little beside its mean is constant (float32 has no more)."""
 
 
 @register
@@ -47,19 +51,19 @@ class MotionSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="motion"):
             return f"window: {self.window} samples of {count} channels, hop {self.hop}"
         if self.window * count * 4 > MAX_TENSOR_BYTES:
             return "window: too large"
-        if {len(self.offset), len(self.scale)} - {0, count}:
-            return "scale: one number a channel is needed"
+        if len(self.offset) != len(self.scale) or len(self.scale) not in (0, count):
+            return "scale: offset and scale have one number a channel"
         if (
             not all(math.isfinite(x) for x in (*self.offset, *self.scale))
             or min(self.scale, default=1.0) <= 0
         ):
             return "scale"
-        return None if self.rate_hz is None or self.rate_hz > 0 else "rate"
+        return None if self.rate_hz is None or 0 < self.rate_hz < math.inf else "rate"
 
     def tensor(self, data: np.ndarray) -> np.ndarray:
         """data: float (window, channels); NaN is a missing value, filled in from its neighbours
         in time, or with the channel's usual value where the whole window misses it."""
-        if not isinstance(data, np.ndarray) or not np.issubdtype(data.dtype, np.number):
+        if not isinstance(data, np.ndarray) or data.dtype.kind not in "iuf":
             raise ValueError("motion is an array of numbers")
         if data.ndim == 1 and len(self.channels) == 1:
             data = data[:, None]
@@ -69,7 +73,9 @@ class MotionSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="motion"):
         if np.isinf(values).any():
             raise ValueError("motion with an infinite value")
         if self.scale:
-            values = (values - np.array(self.offset)) / np.array(self.scale)
+            with np.errstate(over="ignore"):
+                values = (values - np.array(self.offset)) / np.array(self.scale)
+            values = np.clip(values, -FARTHEST, FARTHEST)  # between infinities is no number
         if np.isnan(values).any():
             values = _filled(values)
         return np.clip(values, -LIMIT, LIMIT).astype(np.float32)[None]
@@ -90,21 +96,23 @@ class MotionSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="motion"):
     def fitted(self, windows: list[Any]) -> MotionSpec:
         """Set offset and scale to the channels' mean and deviation over these windows.
 
-        Raises ValueError if every channel is constant or empty.
+        Raises ValueError if every channel is constant or empty, or a value is infinite.
         """
-        import msgspec
-
         if self.scale:
             return self
-        values = np.concatenate([np.asarray(w, np.float64) for w in windows])
+        wide = [np.asarray(w, np.float64).reshape(-1, len(self.channels)) for w in windows]
+        values = np.concatenate(wide)
         there = ~np.isnan(values)
+        if (np.abs(values) > np.finfo(np.float32).max).any():
+            raise ValueError("motion with an infinite value")
         count = np.maximum(there.sum(axis=0), 1)
         known = np.where(there, values, 0.0)
         mean = known.sum(axis=0) / count
         spread = np.sqrt(np.where(there, np.square(values - mean), 0.0).sum(axis=0) / count)
-        if not (spread > 1e-9).any():
+        moving = spread > STILL * np.abs(mean)
+        if not moving.any():
             raise ValueError("every channel is constant or empty: there is nothing to tell apart")
-        usable = np.where(spread > 1e-9, spread, 1.0)
+        usable = np.where(moving, spread, 1.0)
         return msgspec.structs.replace(
             self, offset=tuple(mean.tolist()), scale=tuple(usable.tolist())
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -108,6 +108,11 @@ def change_spec(spec: Spec, settings: dict[str, Any]) -> Spec:
     if unknown:
         known = ", ".join(kind.__struct_fields__)
         raise ConfigError(f"--preprocess {min(unknown)}: unknown here; it is one of {known}")
+    hints = get_type_hints(kind)
+    for key, value in settings.items():
+        choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+        if choices and value not in choices:
+            raise ConfigError(f"--preprocess {key}={value}: it is one of {', '.join(choices)}")
     try:
         changed = msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import cv2
 import numpy as np
 
 from infi_edge.preprocess.image import CELLS, GRID, ImageSpec, grey, image_features, image_tensor
-from infi_edge.preprocess.spec import Spec, register
+from infi_edge.preprocess.spec import MAX_TENSOR_BYTES, Spec, register
 from infi_edge.types import Image
 
 MAX_FRAMES = 64
@@ -50,14 +52,18 @@ class VideoSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="video"):
     def problem(self) -> str | None:
         if not 1 <= self.frames <= MAX_FRAMES or self.hop < 1:
             return f"clip: {self.frames} frames, hop {self.hop}"
-        problem = self._picture.problem()
-        return problem if problem or self.low < self.high else "range: low must be below high"
+        problem = ImageSpec(self.width, self.height, low=self.low, high=self.high).problem()
+        if problem is None and math.prod(self.shape) > MAX_TENSOR_BYTES:
+            return f"clip: {self.frames} frames of {self.width}x{self.height} are too large"
+        return problem
 
     def tensor(self, data: Sequence[Image] | np.ndarray) -> np.ndarray:
         """data: `frames` frames, each BGR uint8 (H, W, 3) or JPEG bytes, the oldest first."""
-        if isinstance(data, bytes) or len(data) != self.frames:
-            found = "one" if isinstance(data, bytes) else str(len(data))
-            raise ValueError(f"a clip is {self.frames} frames here, not {found}")
+        many = isinstance(data, np.ndarray) and data.ndim in (3, 4)
+        if not many and not isinstance(data, (list, tuple, deque)):
+            raise ValueError(f"a clip is {self.frames} frames here, not one {type(data).__name__}")
+        if len(data) != self.frames:
+            raise ValueError(f"a clip is {self.frames} frames here, not {len(data)}")
         picture = self._picture
         return np.concatenate([image_tensor(frame, picture) for frame in data])[None]
 
