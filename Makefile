@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL := 3
+# The watch set is a file in this package; nothing of its code runs, nor what that depends on.
+WATCH := $(BIN)/python -m pip install --quiet --no-deps 'seglearn==1.2.5'
 
 .PHONY: demo test convert-env bench lint type format clean demo-bundle test-slow test-tflite
 
@@ -19,10 +21,12 @@ $(VENV)/.convert: $(VENV)/.runtime
 
 $(VENV)/.dev: $(VENV)/.convert
 	$(BIN)/python -m pip install --quiet --editable '.[convert,dev]'
+	$(WATCH)
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.convert
 	$(BIN)/python -m pip install --quiet --editable '.[convert,bench]'
+	$(WATCH)
 	touch $@
 
 demo: $(VENV)/.runtime
@@ -56,6 +60,7 @@ test-tflite: .venv-tflite/.installed
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.watch
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
