@@ -55,7 +55,13 @@ def predicted(model: Any, parts: list[np.ndarray]) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("kind", list(made.SHAPES))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in ("video", "audio") else ())
+        for kind in made.SHAPES
+    ],
+)
 @pytest.mark.parametrize("generation", [2, 3])
 def test_the_reference_shapes_score_as_in_keras(
     convert: Convert, tmp_path: Path, generation: int, kind: str

@@ -5,6 +5,7 @@ A filter is trained on the first part of a made-up recording and judged on the r
 
 from __future__ import annotations
 
+import itertools
 import json
 import wave
 from dataclasses import dataclass
@@ -176,15 +177,22 @@ def evaluated(command: Command, modality: str, bundle: Path) -> dict[str, float]
     return report
 
 
+LIGHTS = [
+    ("image", "skip"),
+    ("video", "reuse"),
+    ("audio", "both"),
+    ("motion", "both"),
+    ("text", "skip"),
+    ("features", "reuse"),
+]
+"""Each modality once; every other combination is as slow, and run with the slow tests."""
+
+
 @pytest.mark.parametrize(
     ("modality", "mechanism"),
     [
-        ("image", "skip"),
-        ("video", "reuse"),
-        ("audio", "both"),
-        ("motion", "both"),
-        ("text", "skip"),
-        ("features", "reuse"),
+        pytest.param(*pair, marks=() if pair in LIGHTS else pytest.mark.slow)
+        for pair in itertools.product(STREAMS, ("skip", "reuse", "both"))
     ],
 )
 def test_a_light_filter_saves_inferences_on_a_part_it_never_saw(
@@ -236,10 +244,7 @@ def here(streams: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 NETS = [
     ("image", "--mechanism", "both"),
-    ("video", "--mechanism", "both"),
-    ("audio", "--mechanism", "both", "--precision", "float16"),
     ("motion", "--mechanism", "both"),
-    ("motion", "--mechanism", "reuse", "--network", "recurrent"),
     ("text", "--mechanism", "both", "--network", "recurrent"),
     ("features", "--mechanism", "both", "--classifier", "mlp", "--precision", "float32"),
 ]
@@ -261,6 +266,9 @@ def test_a_network_is_trained_quantized_and_run(
     [
         ("image", "--network", "infi", "--precision", "float16", "--preprocess", "width=24"),
         ("text", "--network", "small", "--mechanism", "skip"),
+        ("video", "--mechanism", "both"),
+        ("audio", "--mechanism", "both", "--precision", "float16"),
+        ("motion", "--mechanism", "reuse", "--network", "recurrent"),
     ],
     ids=lambda choice: "-".join(choice[::2]),
 )
