@@ -38,13 +38,15 @@ def operators(bundle: Bundle) -> Receipt:
     facts: Receipt = {"size_bytes": sum(map(len, bundle.members.values()))}
     networks = [name for name in sorted(bundle.members) if name.endswith(".tflite")]
     if networks and importlib.util.find_spec("tensorflow") is not None:
-        from converters.opversions import operator_versions
+        from converters.opversions import OLDEST_RUNTIME, operator_versions, too_new
 
         found: dict[str, int] = {}
         for name in networks:
             for operator, version in operator_versions(bundle.members[name]).items():
                 found[operator] = max(version, found.get(operator, 0))
         facts["operators"] = " ".join(f"{name}:{version}" for name, version in found.items())
+        if not any(too_new(bundle.members[name]) for name in networks):
+            facts["known_to"] = OLDEST_RUNTIME
     return facts
 
 

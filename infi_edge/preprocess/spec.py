@@ -63,9 +63,15 @@ _KINDS: dict[str, type[Spec]] = {}
 
 
 def register(kind: S) -> S:
-    """Make a Spec class known by its tag; a decorator. A modality of one's own does just this."""
-    tag = kind.__struct_config__.tag
-    _KINDS[str(tag)] = kind
+    """Make a Spec class known by its tag; a decorator. A modality of one's own does just this.
+
+    Raises ConfigError if the tag is another's.
+    """
+    tag = str(kind.__struct_config__.tag)
+    other = _KINDS.get(tag)
+    if other is not None and other.__qualname__ != kind.__qualname__:
+        raise ConfigError(f"modality {tag!r} is {other.__qualname__} already; take another tag")
+    _KINDS[tag] = kind
     return kind
 
 

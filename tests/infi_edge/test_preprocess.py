@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infi_edge.preprocess import ImageSpec
+from infi_edge.errors import ConfigError
+from infi_edge.preprocess import ImageSpec, register, spec_class
 from infi_edge.preprocess.image import CELLS, GRID, image_tensor
 
 SPEC = ImageSpec(64, 48)
@@ -159,3 +160,12 @@ def test_an_edge_shows_where_it_is():
     assert set(gradients.argmax(axis=1)) <= {7, 8}
     assert (gradients[:, 7:9] > 0.1).all()
     assert (gradients[:, [0, 1, 14, 15]] == 0).all()
+
+
+def test_a_modality_does_not_take_the_place_of_another():
+    class Impostor(ImageSpec, frozen=True, tag="image"):
+        pass
+
+    with pytest.raises(ConfigError, match="'image' is ImageSpec already"):
+        register(Impostor)
+    assert spec_class("image") is ImageSpec
