@@ -264,13 +264,15 @@ def evaluate_command(
 
 def _evaluation_text(report: evaluate.Evaluation, point: OperatingPoint) -> str:
     recall = "-" if report.recall is None else f"{report.recall:.3f}"
+    skip = report.ideal_skip_filtering_rate
+    ideal = "-" if skip is None else f"{skip:.3f}"
     return "\n".join(
         (
             f"target              {point.measure} {point.target:g}",
             f"inputs              {report.inputs}: {report.inferred} inferred, "
             f"{report.skipped} skipped, {report.reused} reused",
             f"filtering rate      {report.filtering_rate:.3f}   "
-            f"(every-Nth at its best: {report.every_nth_filtering_rate:.3f})",
+            f"(every-Nth at its best: {report.every_nth_filtering_rate:.3f}; ideal SKIP: {ideal})",
             f"accuracy            {report.accuracy:.3f}",
             f"recall of wanted    {recall}",
             f"throughput ratio    {report.throughput_ratio:.1f}   "

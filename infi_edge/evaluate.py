@@ -51,7 +51,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures of one filter over one stretch; recall None where the task has no redundant value."""
+    """Figures of one filter over one stretch; recall None where the task has no redundant value.
+
+    ideal_skip_filtering_rate: of a SKIP that filters all redundant inputs and errs as often as an
+    accuracy target allows (InFi, MobiCom 2022, 6.2); None without redundant values.
+    """
 
     inputs: int
     inferred: int
@@ -69,6 +73,7 @@ class Evaluation:
     target_accuracy: float | None
     target_recall: float | None
     every_nth_filtering_rate: float
+    ideal_skip_filtering_rate: float | None
 
     def as_dict(self) -> dict[str, float | int | None]:
         """The fields as JSON has them."""
@@ -206,10 +211,19 @@ def evaluate(
             target_accuracy=None if by_recall else point.target,
             target_recall=point.target if by_recall else None,
             every_nth_filtering_rate=every_nth_filtering_rate(truth, point.target, by_recall),
+            ideal_skip_filtering_rate=_ideal_skip(truth, point),
         ),
         truth,
         outcome,
     )
+
+
+def _ideal_skip(truth: Truth, point: OperatingPoint) -> float | None:
+    if not truth.can_skip:
+        return None
+    wanted = 1.0 - float(truth.redundant.mean())
+    allowed = (1.0 - point.target) * (wanted if point.measure == "recall" else 1.0)
+    return min(1.0 - wanted + allowed, 1.0)
 
 
 def save_misses(

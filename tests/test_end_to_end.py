@@ -44,6 +44,7 @@ def test_the_trained_filter_saves_inferences_on_a_part_it_never_saw(
     assert report["inputs"] == report["inferred"] + report["skipped"] + report["reused"] == 120
     assert report["accuracy"] >= 0.9
     assert report["filtering_rate"] > report["every_nth_filtering_rate"]
+    assert report["ideal_skip_filtering_rate"] == pytest.approx(0.5 + 0.1)  # half show nothing
     wrong = round((1 - report["accuracy"]) * report["inputs"])
     assert len(list((tmp_path / "m").iterdir())) == wrong
 
