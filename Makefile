@@ -5,7 +5,8 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 # The watch set is a file in this package; nothing of its code runs, nor what that depends on.
 WATCH := $(BIN)/python -m pip install --quiet --no-deps 'seglearn==1.2.5'
 
-.PHONY: demo test convert-env bench lint type format clean demo-bundle test-slow test-tflite
+.PHONY: demo test convert-env bench lint type format clean demo-bundle test-slow test-tflite \
+	parity-aarch64
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +58,10 @@ test-tflite: .venv-tflite/.installed
 		'hypothesis>=6.100' 'psutil>=5.9'
 	.venv-tflite/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
+
+# The filter on this machine and on an emulated 64-bit Arm one, compared (Debian 12, as root).
+parity-aarch64: $(VENV)/.runtime
+	PYTHON=$(BIN)/python benchmarks/parity-aarch64.sh
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

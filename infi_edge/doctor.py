@@ -44,7 +44,7 @@ def _runtimes() -> Iterator[Finding]:
     for name, version in found.items():
         yield Finding("ok", f"TFLite runtime {RUNTIMES[name]} {version}")
     if not found:
-        old = platform.machine() in {"aarch64", "armv7l"} and sys.version_info < (3, 12)
+        old = platform.machine() == "armv7l" and sys.version_info < (3, 12)
         package = "'numpy<2' tflite-runtime" if old else "ai-edge-litert"
         yield Finding("problem", "no TFLite runtime can be imported", f"pip install {package}")
     if forced and forced not in found:
