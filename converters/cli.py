@@ -21,7 +21,7 @@ from converters.options import (
     preprocess_options,
     workload_info,
 )
-from converters.recordings import fit_spec, load_training_data
+from converters.recordings import check_first, fit_spec, load_training_data
 from converters.table import check_length
 from converters.trained import TrainSettings
 from infi_edge import __version__
@@ -36,6 +36,7 @@ from infi_edge.cli import (
     target_options,
     workload_options,
 )
+from infi_edge.errors import ConfigError
 from infi_edge.evaluate import labelled
 
 
@@ -122,6 +123,8 @@ def train_command(
     **options: str | None,
 ) -> None:
     """Train on RECORDING (a file or a folder), calibrate, quantize, check, write."""
+    if kind == "light" and (classifier, network) != ("l1", "small"):
+        raise ConfigError("--classifier and --network are of a network; leave out --kind light")
     for path in (output, report):
         if path is not None:
             check_output(path)
@@ -132,6 +135,7 @@ def train_command(
     first, last = part(clip, start, start + fraction * (end - start))
     check_length(last - first)
     spec = fit_spec(clip, first, last, spec)
+    check_first(clip, first, spec)
     truth = labelled(clip, workload, identity, first, last, Bar("the model on every input"))
     if kind != "light":
         need_tensorflow(" or use --kind light")

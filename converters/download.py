@@ -197,6 +197,8 @@ def _fill(part: _Part, progress: Progress | None, backoff_s: float) -> None:
             reached = True
         except http.client.InvalidURL as error:
             raise SourceError(f"{part.url} is no address: {error}") from error
+        except ValueError as error:
+            raise SourceError(f"{part.url} leads to an impossible address: {error}") from error
         except (_BrokenOff, http.client.HTTPException, OSError) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -231,13 +231,15 @@ def judge(point: Point, without_skill: float, break_even: float) -> tuple[Verdic
     low, high = f"{point.low:.3f}", f"{point.high:.3f}"
     if point.low > bar:
         return "pays", f"at least {low} can be filtered, more than {name} ({bar:.3f})"
+    if break_even >= 1.0:
+        return "does not pay", "a filter costs as much as the model: there is no break-even rate"
     if bar >= 1.0:
         return "does not pay", f"{name} filters everything"
     if 1.0 - point.high > (1.0 - WORTH) * (1.0 - bar):
         return (
             "does not pay",
             f"at most {high} can be filtered, and {name} is {bar:.3f}: less than a tenth of what "
-            "that still infers would be saved",
+            "that still infers would be saved; take that gate instead",
         )
     return (
         "not enough data",

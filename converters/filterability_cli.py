@@ -17,7 +17,7 @@ from converters.families import reuse_says, skip_family
 from converters.filterability import Cost, Measurement, measure
 from converters.light import train_light
 from converters.options import check_output, make_workload, parse_settings, preprocess_options
-from converters.recordings import TrainingData, fit_spec, load_training_data
+from converters.recordings import TrainingData, check_first, fit_spec, load_training_data
 from converters.trained import DeadFilterError, TrainSettings
 from infi_edge.archive import write_atomically
 from infi_edge.cache import ReuseCache
@@ -79,6 +79,7 @@ def filterability_command(
     opened = open_recording(recording, rate_hz, spec)
     first, last = part(opened, start, end)
     spec = fit_spec(opened, first, last, spec)
+    check_first(opened, first, spec)
     truth = labelled(opened, workload, identity, first, last, Bar("the model on every input"))
     began = time.perf_counter()
     if shuffle_labels is not None:

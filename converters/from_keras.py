@@ -15,8 +15,7 @@ from converters import verify
 from converters.crossfit import pass_through
 from converters.keras_filter import KerasFilter
 from converters.quantize import filter_to_tflite, to_tflite
-from converters.scores import pair_scores
-from converters.siamese import ADVICE
+from converters.scores import embedding_steps, pair_scores
 from converters.train import input_order
 from converters.trained import Precision, versions
 from infi_edge.bundle import Bundle, FilterSpec, ReuseSpec, SkipSpec
@@ -31,6 +30,7 @@ from infi_edge.preprocess import (
 PROBES = 64
 HEADROOM = 1.25
 MIN_HELD_OUT = 8
+ENOUGH_HELD_OUT = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,17 @@ def import_keras(
         enough = agreement >= verify.MIN_AGREEMENT and auc >= 1.0 - verify.MAX_AUC_LOSS
         if enough or number == len(tries) - 1:
             break
+        if np.ptp(wanted.outputs(held_out)) < 1e-6:
+            notes.append("the float model says the same of all calibration data: give other inputs")
         notes.append(
             f"int8 agrees on {agreement:.4f} of decisions with the Keras model and ranks inputs as "
             f"it does with an AUC of {auc:.4f}: float16 is taken"
         )
     receipt |= {"precision": attempt} | verify.operators(bundle)
+    if calibration is None:
+        receipt["on"] = "made-up inputs"
+    elif len(held_out) < ENOUGH_HELD_OUT:
+        notes.append(f"{len(held_out)} held-out inputs are few to judge the quantization by")
     manifest = msgspec.structs.replace(
         bundle.manifest, parity=receipt, lowest_runtime=verify.check_runtimes(bundle)
     )
@@ -146,23 +152,6 @@ def _bundle(
     return Bundle(manifest, members, path.stem)
 
 
-def embedding_steps(outputs: np.ndarray, headroom: float = 1.0) -> tuple[float, int]:
-    """Return (units per uint8 step, the step of zero) that hold these outputs (N, D).
-
-    headroom: how much wider than they are. Raises ConfigError if they are all zero or no numbers.
-    """
-    if not np.isfinite(outputs).all():
-        raise ConfigError(f"the network's embedding is not a number for some inputs; {ADVICE}")
-    low = min(float(outputs.min()), 0.0) * headroom
-    high = max(float(outputs.max()), 0.0) * headroom
-    if high - low <= 1e-9:
-        raise ConfigError(
-            "the network's embedding is zero for every input: it died in training, train it again"
-        )
-    scale = (high - low) / 255
-    return scale, round(-low / scale)
-
-
 def _parity(wanted: KerasFilter, bundle: Bundle, tensors: np.ndarray) -> verify.Receipt:
     """Compare with the float Keras model on inputs (N, *shape), or on pairs of them.
 
@@ -183,6 +172,7 @@ def _parity(wanted: KerasFilter, bundle: Bundle, tensors: np.ndarray) -> verify.
     gap = np.abs(before - after)
     return {
         "inputs": len(tensors),
+        "decisions": len(before),
         "agreement": round(float(((before > 0.5) == (after > 0.5)).mean()), 4),
         "auc_of_float_median": round(verify.auc(after, before > np.median(before)), 4),
         "score_gap_mean": round(float(gap.mean()), 5),

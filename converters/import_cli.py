@@ -19,7 +19,7 @@ from converters.options import (
 )
 from converters.quiet import quiet_stderr
 from converters.recordings import load_training_data
-from converters.scores import pair_scores
+from converters.scores import fit_steps, pair_scores
 from converters.stored import calibration_tensors, read_sides, stored_tensors
 from infi_edge.bundle import read_bundle, write_bundle
 from infi_edge.capture.recordings import open_recording
@@ -90,7 +90,8 @@ def keras_command(
     facts = manifest.parity
     click.echo(
         f"{output}: {manifest.mechanism}, {facts['precision']}, {facts['size_bytes']} bytes, "
-        f"agrees on {facts['agreement']} of {facts['inputs']} decisions with {path.name}; "
+        f"agrees on {facts['agreement']} of {facts['decisions']} decisions with {path.name}"
+        f"{' (on made-up inputs)' if 'on' in facts else ''}; "
         "it lets everything through until 'infi-convert calibrate' sets its thresholds"
     )
 
@@ -110,6 +111,14 @@ def score_command(bundle: str, inputs: str) -> None:
     input_filter = InputFilter(loaded)
     pairs = input_filter.manifest.skip is None
     spec, path = input_filter.spec, Path(inputs)
+    if loaded.manifest.parity.get("on") == "made-up inputs" and pairs:
+        both = [stored_tensors(array, spec, inputs) for array in read_sides(path, spec, pairs)]
+        input_filter = InputFilter(fit_steps(loaded, np.concatenate(both)))
+        click.echo(
+            "the embedding's range was guessed (no --calibration-data): it is fitted to these "
+            "inputs, as 'infi-convert calibrate' will do to the recording",
+            err=True,
+        )
     sides = [stored_tensors(array, spec, inputs) for array in read_sides(path, spec, pairs)]
     results = [[input_filter.embed_tensor(t[None]) for t in side] for side in sides]
     if pairs:

@@ -40,7 +40,7 @@ class KerasFilter:
         if not hasattr(model, "layers"):
             self._model = _SignatureModel(model, path)
         else:
-            self.apart = take_apart(model, path, invert)
+            self.apart = take_apart(model, path, invert, clip=modality == "video")
             if self.apart is not None:
                 self._model = self.apart.feature
             else:
@@ -137,6 +137,11 @@ class _SignatureModel:
         self.outputs = list(self._run.structured_outputs.values())
         self.weights = list(getattr(module, "variables", []))
         self.layers: list[Any] = []
+        if len(self.inputs) == 2:
+            raise ConfigError(
+                f"{path} takes two inputs and has no layers to take apart; save a siamese model as "
+                ".keras or .h5"
+            )
         if len(self.outputs) != 1 or self.outputs[0].shape.rank != 2:
             raise ConfigError(f"{path} has {len(self.outputs)} outputs; a filter has one, a score")
         if self.outputs[0].shape[-1] not in (1, 2):

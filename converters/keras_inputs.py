@@ -42,7 +42,7 @@ def input_spec(
     else:
         if len(shapes) != 1:
             raise ConfigError(f"{takes}; a filter of {modality} takes one tensor")
-        if set(settings) <= {"size", "type", "offset", "scale"}:
+        if set(settings) <= {"size", "type", "offset", "scale", "ids"}:
             kind = FeaturesSpec
         found = _tensor(kind, shapes[0], ids)
     missing = [key for key, value in found.items() if value is None and key not in settings]
@@ -82,7 +82,9 @@ def _clip(shapes: Sequence[Shape], takes: str) -> dict[str, Any]:
 def _tensor(kind: type[Spec], shape: Shape, ids: int | None) -> dict[str, Any]:
     if kind is FeaturesSpec:
         size = None if None in shape else shape
-        return {"size": size, "type": "float32" if ids is None else "int32"}
+        if ids is None:
+            return {"size": size, "type": "float32"}
+        return {"size": size, "type": "int32", "ids": max(ids, 2) if ids else 1 << 24}
     if kind is MotionSpec and len(shape) == 2:
         names = tuple(f"channel {i}" for i in range(shape[1] or 1))
         return {"window": shape[0], "channels": names}

@@ -8,6 +8,7 @@ is read first, as JSON, and the model is only loaded when nothing of the sort is
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections import deque
 from collections.abc import Iterator
@@ -19,21 +20,31 @@ from converters.quiet import quiet_stderr
 from infi_edge.errors import ConfigError
 
 MAX_CONFIG_BYTES = 64 << 20
-HARMLESS_MODULES = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.keras")
-HARMLESS_OPERATIONS = (
-    *("math.", "nn.", "linalg.", "image.", "signal.", "__operators__.", "reshape", "expand_dims"),
-    *("squeeze", "concat", "stack", "unstack", "split", "transpose", "cast", "identity", "abs"),
-    *("subtract", "add", "multiply", "divide", "reduce_", "clip_by_value", "maximum", "minimum"),
-    *("slice", "strided_slice", "gather", "tile", "pad", "ones_like", "zeros_like", "shape"),
-    *("convert_to_tensor", "compat.v1.shape", "broadcast_to", "where", "square", "sqrt", "exp"),
-    *("sigmoid", "tanh", "norm", "one_hot", "constant", "stop_gradient", "reverse"),
+HARMLESS_MODULES = (
+    *("keras", "keras.layers", "keras.activations", "keras.initializers", "keras.regularizers"),
+    *("keras.constraints", "keras.models", "keras.src.ops", "keras.src.models", "keras.src.layers"),
+    *("tf_keras.src.engine", "tf_keras.src.layers", "tf_keras.layers"),
 )
-"""What a Keras 2 `tf.something` layer may call: arithmetic, nothing that reads, writes or runs."""
-CODE_SUFFIXES = (".pkl", ".pickle", ".py", ".pyc", ".so", ".npy", ".npz", ".dill", ".joblib")
-CODE_OPERATIONS = {
-    *("PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles"),
-    *("PrintV2", "Print", "ShellExecute"),
+"""Where a class of a layer may come from: these modules, and what lies below the `src` ones."""
+HARMLESS_GROUPS = ("math.", "nn.", "linalg.", "image.", "signal.", "__operators__.")
+HARMLESS_OPERATIONS = {
+    *("reshape", "expand_dims", "squeeze", "concat", "stack", "unstack", "split", "transpose"),
+    *("cast", "identity", "abs", "subtract", "add", "multiply", "divide", "clip_by_value"),
+    *("maximum", "minimum", "slice", "strided_slice", "gather", "tile", "pad", "ones_like"),
+    *("zeros_like", "shape", "compat.v1.shape", "convert_to_tensor", "broadcast_to", "where"),
+    *("square", "sqrt", "exp", "sigmoid", "tanh", "norm", "one_hot", "stop_gradient", "reverse"),
+    *("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "pow", "negative"),
 }
+"""What a Keras 2 `tf.something` layer may call: arithmetic, nothing that reads, writes or runs."""
+OPERATION_LAYERS = {"TFOpLambda", "SlicingOpLambda"}
+CODE_SUFFIXES = (".pkl", ".pickle", ".py", ".pyc", ".so", ".npy", ".npz", ".dill", ".joblib")
+CODE_OPERATIONS = re.compile(
+    r"PyFunc|File|Print|Shell|Save|Restore|Dataset|Iterator|Summary|Debug|Merge.*Checkpoint"
+    r"|Plugin|Custom|Remote|Recv|Send|LoadLibrary"
+)
+"""Graph operations that run code, touch files or speak to others; a filter needs none."""
+VARIABLES = {"RestoreV2", "SaveV2", "MergeV2Checkpoints", "ShardedFilename"}
+"""What every SavedModel has for its own variables, in its saver's functions alone."""
 
 Format = Literal["keras", "h5", "saved_model", "exported"]
 
@@ -57,13 +68,14 @@ def inspect_model_file(path: Path) -> ModelFile:
     try:
         if path.is_dir():
             return _inspect_saved_model(path)
-        if zipfile.is_zipfile(path):
-            return _inspect_archive(path)
         with path.open("rb") as file:
             start = file.read(8)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    if start == b"\x89HDF\r\n\x1a\n":
+    # By its first bytes and its suffix, as the loaders do: an .h5 may end like a ZIP.
+    if path.suffix == ".keras" and start[:4] == b"PK\x03\x04" and zipfile.is_zipfile(path):
+        return _inspect_archive(path)
+    if path.suffix != ".keras" and start == b"\x89HDF\r\n\x1a\n":
         return _inspect_h5(path)
     raise ConfigError(f"{path} is no Keras model; give a .keras or .h5 file, or a SavedModel")
 
@@ -214,8 +226,12 @@ def _graph_code(path: Path) -> list[str]:
     found = set()
     for graph in saved.meta_graphs:
         functions = graph.graph_def.library.function
-        nodes = [*graph.graph_def.node, *(node for f in functions for node in f.node_def)]
-        found |= {node.op for node in nodes} & CODE_OPERATIONS
+        nodes = {node.op for node in graph.graph_def.node} - VARIABLES
+        for function in functions:
+            saver = "save" in function.signature.name or "restore" in function.signature.name
+            used = {node.op for node in function.node_def}
+            nodes |= used - VARIABLES if saver else used
+        found |= {op for op in nodes if CODE_OPERATIONS.search(op)}
     return [f"its graph calls {name}" for name in sorted(found)]
 
 
@@ -250,16 +266,21 @@ def _code_in(layer: dict[str, Any]) -> str | None:
     name = layer.get("name") or settings.get("name") or kind
     if kind in ("Lambda", "__lambda__") or settings.get("class_name") == "Lambda":
         return f"layer {name!r} is a Lambda, which is Python code"
+    if "." in kind:
+        return f"layer {name!r} is of class {kind}, which is reached through something else"
     module = layer.get("module")
-    if isinstance(module, str) and not (
-        _within(module, HARMLESS_MODULES) or (module == "builtins" and kind == "function")
-    ):
+    plain = module == "builtins" and kind == "function"
+    if isinstance(module, str) and not (plain or _is_harmless(module)):
         return f"layer {name!r} is of class {module}.{kind}, which is no part of Keras"
-    function = settings.get("function")
-    if kind == "TFOpLambda" and not str(function).startswith(HARMLESS_OPERATIONS):
+    if kind == "function" and not str(config).isidentifier():
+        return f"layer {name!r} names the function {str(config)[:60]}"
+    function = str(settings.get("function"))
+    known = function in HARMLESS_OPERATIONS or function.startswith(HARMLESS_GROUPS)
+    if kind in OPERATION_LAYERS and not known:
         return f"layer {name!r} calls tf.{function}"
     return None
 
 
-def _within(module: str, packages: tuple[str, ...]) -> bool:
-    return any(module == package or module.startswith(package + ".") for package in packages)
+def _is_harmless(module: str) -> bool:
+    below = tuple(f"{name}." for name in HARMLESS_MODULES if ".src." in name)
+    return module in HARMLESS_MODULES or module.startswith(below)

@@ -36,7 +36,7 @@ def feature_network(spec: Spec, style: Network = "small") -> keras.Model:
     if isinstance(spec, TextSpec):
         parts = [layers.Embedding(spec.buckets, 32)(inputs[0])]
     elif kind == "int32":
-        parts = [layers.Embedding(4096, 32)(inputs[0])]
+        parts = [layers.Embedding(getattr(spec, "ids", 4096), 32)(inputs[0])]
     if style == "infi":
         x = _infi(parts, isinstance(spec, VideoSpec))
     elif style == "recurrent":

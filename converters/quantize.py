@@ -96,7 +96,7 @@ def _converted(
     with quiet_stderr(), contextlib.redirect_stdout(io.StringIO()):
         frozen = _frozen(run, model, precision)
         graph = frozen.graph.as_graph_def().node
-        loops = {node.op for node in graph} & {"While", "StatelessWhile"}
+        loops = {node.op for node in graph} & {"While", "StatelessWhile", "LoopCond"}
         if precision == "int8" and loops:  # its quantizer would end the process
             raise ConfigError("a network with a loop cannot be quantized to int8; use float16")
         converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])

@@ -15,9 +15,8 @@ import numpy as np
 from converters import verify
 from converters.calibrate import Choice, Fold, Target, blocks_needed, choose
 from converters.crossfit import Report, fold_stretches, others, quiet
-from converters.from_keras import embedding_steps
 from converters.recordings import Stretches, TrainingData
-from converters.scores import readings
+from converters.scores import fit_steps, readings
 from converters.search import search
 from converters.table import (
     calibration_table,
@@ -29,7 +28,7 @@ from converters.table import (
 from converters.trained import Mechanism, versions
 from infi_edge.bundle import Bundle, ReuseSpec, WorkloadInfo
 from infi_edge.errors import ConfigError
-from infi_edge.filter import InputFilter, NetEmbedder
+from infi_edge.filter import InputFilter
 from infi_edge.learn import ReuseHead, changed, fit_head, sample_pairs
 from infi_edge.replay import Embedded, Truth
 
@@ -63,7 +62,7 @@ def recalibrate(
     """
     mechanism, told = learnable(data.truth, bundle.manifest.mechanism)
     notes = list(told)
-    bundle = _fit_steps(bundle, data)
+    bundle = fit_steps(bundle, data.tensors)
     embedded = _embed(bundle, data)
     folds, final = _cross_fit_heads(embedded, data.truth, mechanism)
     table = list(dict.fromkeys([target, *standard_targets(data.truth)]))
@@ -93,36 +92,11 @@ def recalibrate(
         workload=workload,
         calibration=calibration_table(choices, data.truth, confidence),
         trained_on=manifest.trained_on | {f"calibrated_{k}": v for k, v in trained_on.items()},
-        parity=manifest.parity | _ranking(embedded, data.truth),
+        parity={k: v for k, v in manifest.parity.items() if k != "on"}
+        | _ranking(embedded, data.truth),
         versions=versions(),
     )
     return Recalibrated(Bundle(manifest, bundle.members, bundle.name), choice, tuple(notes))
-
-
-def _fit_steps(bundle: Bundle, data: TrainingData) -> Bundle:
-    """Let the uint8 steps of a float network span what its embedding does on this recording.
-
-    What was known when it was imported was less: some calibration data, or none.
-    """
-    manifest = bundle.manifest
-    spec, embedder = manifest.filter, InputFilter(bundle).embedder
-    if spec.kind != "net" or not isinstance(embedder, NetEmbedder) or embedder.is_quantized:
-        return bundle
-    outputs = np.stack([embedder.output(tensor[None]) for tensor in data.tensors])
-    scale, zero = embedding_steps(outputs)
-    ratio = 1.0 if spec.classifier == "mlp" else scale / spec.scale
-    skip, reuse = manifest.skip, manifest.reuse
-    if skip is not None:
-        skip = msgspec.structs.replace(skip, weight=skip.weight * ratio)
-    if reuse is not None:
-        reuse = msgspec.structs.replace(reuse, distance=reuse.distance * ratio)
-    manifest = msgspec.structs.replace(
-        manifest,
-        filter=msgspec.structs.replace(spec, scale=scale, zero=zero),
-        skip=skip,
-        reuse=reuse,
-    )
-    return Bundle(manifest, bundle.members, bundle.name)
 
 
 def _embed(bundle: Bundle, data: TrainingData) -> Embedded:

@@ -56,6 +56,18 @@ def fit_spec(recording: Recording, first: int, last: int, spec: Spec) -> Spec:
         raise ConfigError(f"{recording.name}: {error}") from error
 
 
+def check_first(recording: Recording, first: int, spec: Spec) -> None:
+    """Raise SourceError if the first input is not what the specification takes.
+
+    Asked before an expensive model labels a recording that no filter could read.
+    """
+    for sample in recording.samples(first, first + 1):
+        try:
+            spec.tensor(sample.data)
+        except ValueError as error:
+            raise SourceError(f"{sample.source}, input {sample.index}: {error}") from error
+
+
 def load_training_data(
     recording: Recording,
     truth: Truth,

@@ -32,9 +32,10 @@ class Apart:
     bias: float
 
 
-def take_apart(model: Any, path: Path, invert: bool = False) -> Apart | None:
+def take_apart(model: Any, path: Path, invert: bool = False, clip: bool = False) -> Apart | None:
     """Return the parts of a siamese model, or None if the model compares nothing.
 
+    clip: its inputs may be the frames of a clip, which share layers without being compared.
     invert: it says how likely two inputs have the same answer, not different ones.
     Raises ConfigError naming the layer where it compares in a way that is not known.
     """
@@ -43,7 +44,7 @@ def take_apart(model: Any, path: Path, invert: bool = False) -> Apart | None:
         return None
     difference = _absolute_difference(model)
     if difference is None:
-        shared = _shared_layer(model)
+        shared = None if clip else _shared_layer(model)
         if shared is None:
             return None
         raise ConfigError(
@@ -192,7 +193,7 @@ def _layers_of(tensor: Any) -> dict[int, Any]:
 def _check_shared(sides: tuple[Any, Any], path: Path) -> None:
     left, right = map(_layers_of, sides)
     for layer in [*left.values(), *right.values()]:
-        if (id(layer) in left) != (id(layer) in right) and layer.weights:
+        if (id(layer) in left) != (id(layer) in right) and getattr(layer, "weights", None):
             raise ConfigError(
                 f"{path}: layer {layer.name!r} is applied to one input alone, so the two sides "
                 f"are not one network; {ADVICE}"

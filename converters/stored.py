@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from infi_edge.capture.recordings import ARRAYS, open_recording
+from infi_edge.capture.windows import load_arrays
 from infi_edge.errors import ConfigError, SourceError
 from infi_edge.preprocess import ImageSpec, Spec, VideoSpec
 
@@ -20,15 +20,7 @@ def read_sides(path: Path, spec: Spec, pairs: bool) -> list[np.ndarray]:
     An array `pairs` (N, 2, ...) counts as two; one array a frame makes up the clips of a video.
     Nothing is unpickled. Raises SourceError.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"inputs": loaded}
-        else:
-            with loaded:
-                arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path} is no array file that can be read: {error}") from error
+    arrays = load_arrays(path)
     found = list(arrays.values())
     if any(a.ndim == 0 for a in found) or len({len(a) for a in found}) != 1:
         sizes = ", ".join(f"{name} {a.shape}" for name, a in arrays.items()) or "nothing"
@@ -70,6 +62,12 @@ def _tensor(row: np.ndarray, spec: Spec) -> np.ndarray:
         if not np.isfinite(row).all():
             raise ValueError("a value that is not a number")
         low, high = spec.span
+        slack = 0.02 * (high - low)
+        if row.min() < low - slack or row.max() > high + slack:
+            raise ValueError(
+                f"values from {row.min():g} to {row.max():g}, where the filter takes {low:g} to "
+                f"{high:g}; scale them, or convert with --preprocess low=... high=..."
+            )
         levels = (row.reshape(spec.shape).astype(np.float32) - low) * (255.0 / (high - low))
         clipped: np.ndarray = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
         return clipped

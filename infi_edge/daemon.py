@@ -17,7 +17,7 @@ from infi_edge.capture.camera import Camera
 from infi_edge.capture.recordings import open_recording
 from infi_edge.capture.replay import part
 from infi_edge.config import Config, SourceConfig
-from infi_edge.errors import BundleError, ConfigError, ExecutorError, SourceError
+from infi_edge.errors import BundleError, ConfigError, InfiEdgeError
 from infi_edge.filter import InputFilter, load_filter
 from infi_edge.gate import Gate, workload_for
 from infi_edge.plugins import load_plugin
@@ -46,7 +46,7 @@ def run_loop(
     for sample in samples:
         try:
             result = gate(sample)
-        except (ExecutorError, SourceError) as error:
+        except InfiEdgeError as error:
             gate.stats["error"] += 1
             message = str(error)
             if message not in told and len(told) < 100:

@@ -196,14 +196,15 @@ class Verbatim:
 
     def read(self, decoded: Any) -> Value:
         value = _plain(decoded)
-        return value if not self._wanted or value in self._wanted else None
+        wanted = not self._wanted or (isinstance(value, str) and value in self._wanted)
+        return value if wanted else None
 
     def is_redundant(self, value: Value) -> bool:
         return not value
 
 
 def _plain(value: Any) -> Value:
-    """Return a JSON value. Raises ConfigError if it is none, ExecutorError if it is no number."""
+    """Return a JSON value. Raises ExecutorError if it is none."""
     if isinstance(value, (np.ndarray, np.generic)):
         return _plain(value.tolist())
     if isinstance(value, (list, tuple)):
@@ -214,7 +215,8 @@ def _plain(value: Any) -> Value:
         raise ExecutorError(f"the model answered {value}, which is no JSON value")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise ConfigError(f"task value needs a JSON value, but the model gave a {type(value).__name__}")
+    kind = type(value).__name__
+    raise ExecutorError(f"task value needs a JSON value, but the model gave a {kind}")
 
 
 def _names(text: str, task: str) -> list[str]:

@@ -180,7 +180,13 @@ class Workload:
         if self.spec.modality == "image":
             return to_frame(data)
         if self.spec.modality == "video" and not isinstance(data, bytes):
-            return [to_frame(frame) for frame in data]
+            try:
+                frames = list(data)
+            except TypeError as error:
+                raise SourceError(
+                    f"a clip is a list of frames, not {type(data).__name__}"
+                ) from error
+            return [to_frame(frame) for frame in frames]
         return data
 
     def _tensors(self, data: Any, inputs: Sequence[TensorSpec]) -> tuple[list[np.ndarray], Fit]:

@@ -122,7 +122,7 @@ def draft_spec(
 def _motion_settings(file: Path, settings: dict[str, Any], rate_hz: float | None) -> dict[str, Any]:
     _, names, times_s = read_csv_signal(file)
     if rate_hz is None and times_s is not None and len(times_s) > 1:
-        rate_hz = 1.0 / float(np.median(np.diff(times_s)))
+        rate_hz = float(f"{1.0 / float(np.median(np.diff(times_s))):.6g}")
     found: dict[str, Any] = {"channels": tuple(names), "rate_hz": rate_hz}
     if rate_hz is not None and rate_hz < 1 and not {"window", "window_ms"} & set(settings):
         raise SourceError(
@@ -218,7 +218,7 @@ def _motion(name: str, files: Sequence[Path], spec: MotionSpec, rate_hz: float |
 
             stretches.append(Stretch(str(file), last - first, cut))
     _tell_constant(name, still, spec.channels)
-    settings = f"windows of {spec.window}, hop {spec.hop}"
+    settings = f"windows of {spec.window}, hop {spec.hop}, channels {list(spec.channels)}"
     rate = rate_hz or spec.rate_hz or float(spec.hop)
     return SignalWindows(
         name, stretches, spec.window, spec.hop, rate, lambda: files_hash(files, settings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -18,6 +19,7 @@ MAX_BYTES = 1 << 30
 """A larger file is refused before it is read: it would not fit a small device's memory."""
 
 TIME_COLUMNS = {"time", "time_s", "timestamp"}
+_TIME_LIKE = re.compile(r"(time|date|ts|t)($|[^a-z])", re.IGNORECASE)
 _MISSING = {"", "?", "nan"}
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _UNKNOWN_SIZE = 0x7FFF0000
@@ -177,6 +179,11 @@ def read_csv_signal(
     late = [name for name in names[1:] if name.lower() in TIME_COLUMNS]
     if late:
         raise SourceError(f"{path}: column {late[0]} holds times; make it the first column")
+    if names[0].lower() not in TIME_COLUMNS and _TIME_LIKE.match(names[0]):
+        raise SourceError(
+            f"{path}: column {names[0][:40]} looks like times; name it time_s and give seconds, or "
+            "leave it out and set --rate-hz"
+        )
     if names[0].lower() not in TIME_COLUMNS:
         return table.astype(np.float32), tuple(names), None
     if len(names) == 1:
@@ -190,18 +197,21 @@ def _csv_rows(path: str | Path) -> tuple[list[list[str]], list[int]]:
     lines = read_lines(path)
     start = next((line for line in lines if line.strip()), "")
     delimiter = next((mark for mark in ";,\t" if mark in start), ",")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows, numbers = [], []
-    try:
-        for row in reader:
-            # An empty line is none; `""` alone is how a lone missing value is written.
-            if any(map(str.strip, row)) or len(row) > 1 or row == [""]:
-                rows.append(row)
-                numbers.append(reader.line_num)
-    except csv.Error as error:
-        raise SourceError(
-            f"{path}, line {reader.line_num} is not CSV: {error}; repair or remove the line"
-        ) from error
+    for number, line in enumerate(lines, 1):
+        row = line.split(delimiter) if line else []
+        odd = any(mark in line for mark in '"\0\r') or len(line) > csv.field_size_limit()
+        if odd:  # quoted cells hold delimiters, no line breaks
+            try:
+                row = next(csv.reader([line], delimiter=delimiter, strict=True))
+            except csv.Error as error:
+                raise SourceError(
+                    f"{path}, line {number} is not CSV: {error}; repair or remove the line"
+                ) from error
+        # An empty line is none; `""` alone is how a lone missing value is written.
+        if any(map(str.strip, row)) or len(row) > 1 or (line and row == [""]):
+            rows.append(row)
+            numbers.append(number)
     if not rows:
         raise SourceError(f"{path} is empty; give a table of numbers, one row a sample")
     return rows, numbers

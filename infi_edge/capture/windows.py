@@ -153,18 +153,34 @@ def read_arrays(path: Path) -> np.ndarray:
 
     Nothing is unpickled. Raises SourceError.
     """
+    arrays = load_arrays(path)
+    if "inputs" not in arrays and len(arrays) != 1:
+        raise SourceError(f"{path} holds {len(arrays)} arrays, none of them 'inputs'")
+    array = arrays.get("inputs", next(iter(arrays.values())))
+    other = {name: len(a) for name, a in arrays.items() if a is not array and a.ndim}
+    if "labels" in other and array.ndim and other["labels"] != len(array):
+        raise SourceError(
+            f"{path} holds {len(array)} inputs and {other['labels']} labels; labels are not used "
+            "here (the model makes them), but the file is not whole"
+        )
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise SourceError(f"{path} holds {array.dtype} of shape {array.shape}; inputs are numbers")
+    return array
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz by name, or that of a .npy as `inputs`, mapped to memory.
+
+    Nothing is unpickled. Raises SourceError.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path} does not exist; give a .npy or .npz file")
     try:
         loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            array = loaded
-        else:
-            with loaded:
-                names = loaded.files
-                if "inputs" not in names and len(names) != 1:
-                    raise SourceError(f"{path} holds {len(names)} arrays, none of them 'inputs'")
-                array = loaded["inputs" if "inputs" in names else names[0]]
-    except SourceError:
-        raise
+            return {"inputs": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, KeyError) as error:
         if "pickle" in str(error) or "Python object" in str(error):
             raise SourceError(
@@ -172,7 +188,5 @@ def read_arrays(path: Path) -> np.ndarray:
             ) from error
         raise SourceError(f"{path} is no array file that can be read: {error}") from error
     except Exception as error:  # zipfile.BadZipFile, zlib.error and what NumPy's header parser has
-        raise SourceError(f"{path} is no array file that can be read: {error!r}") from error
-    if array.ndim == 0 or array.dtype.kind not in "biuf":
-        raise SourceError(f"{path} holds {array.dtype} of shape {array.shape}; inputs are numbers")
-    return array
+        reason = str(error).splitlines() or [repr(error)]
+        raise SourceError(f"{path} is no array file that can be read: {reason[0]}") from error

@@ -13,8 +13,6 @@ from infi_edge.preprocess.spec import MAX_TENSOR_BYTES, Spec, register
 
 SIDE, GROUPS = 4, 32
 FLAT = 512
-IDS = 4096
-"""Ids are below this: as many as a network's embedding has."""
 _KINDS = {"float32": "fiu", "int8": "iu", "uint8": "biu", "int32": "iu"}
 
 
@@ -23,13 +21,14 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
     """A tensor of this shape (without the batch) and type.
 
     offset, scale: what the network reads of numbers is (x - offset) / scale; int8 maps are numbers
-    in their own steps, ids (int32, 0..4095) are never scaled.
+    in their own steps, ids (int32, 0..ids-1) are never scaled.
     """
 
     size: tuple[int, ...] = (1,)
     type: Literal["float32", "int8", "uint8", "int32"] = "float32"
     offset: float = 0.0
     scale: float = 1.0
+    ids: int = 4096
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,6 +50,8 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
         whole = 1 <= len(self.size) <= 6 and all(1 <= n <= 1 << 20 for n in self.size)
         if not whole or 4 * math.prod(self.size) > MAX_TENSOR_BYTES:
             return f"tensor shape: {self.size}"
+        if not 2 <= self.ids <= 1 << 24:
+            return f"number of ids: {self.ids}"
         fits = math.isfinite(self.offset) and math.isfinite(self.scale) and self.scale > 0
         return None if fits else "scale"
 
@@ -64,9 +65,11 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
         if array.dtype.kind not in _KINDS[self.type]:
             raise ValueError(f"a feature map is {self.type} here, not {array.dtype}")
         if self.type == "int32":
-            wrong = array[(array < 0) | (array >= IDS)]
+            wrong = array[(array < 0) | (array >= self.ids)]
             if wrong.size:
-                raise ValueError(f"ids are 0..{IDS - 1} here, not {wrong[0]}")
+                raise ValueError(
+                    f"ids are 0..{self.ids - 1} here, not {wrong[0]}; numbers need type=float32"
+                )
             return array.astype(np.int32)[None]
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = (array.astype(np.float32) - np.float32(self.offset)) / np.float32(self.scale)

@@ -303,6 +303,127 @@ def test_an_op_layer_that_touches_files_is_refused(convert: Convert, tmp_path: P
     refused(convert, tmp_path / "m.h5", "tf.io.write_file", "--allow-code")
 
 
+@pytest.mark.parametrize("function", ["io.write_file", "experimental.register_filesystem_plugin"])
+@pytest.mark.parametrize("kind", ["TFOpLambda", "SlicingOpLambda"])
+def test_an_op_layer_with_constants_of_the_file_calls_arithmetic_alone(
+    convert: Convert, tmp_path: Path, function: str, kind: str
+) -> None:
+    import h5py
+
+    made.skip_model(2, "vector").save(tmp_path / "m.h5")
+    trace = tmp_path / "written"
+    layer = {
+        "class_name": kind,
+        "name": "tf.op",
+        "config": {"name": "tf.op", "trainable": True, "dtype": "float32", "function": function},
+        "inbound_nodes": [["_CONSTANT_VALUE", -1, str(trace), {"contents": "hello"}]],
+    }
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"].append(layer)
+        file.attrs["model_config"] = json.dumps(config)
+    refused(convert, tmp_path / "m.h5", f"tf.{function}", "--allow-code")
+    assert not trace.exists()
+
+
+def test_a_model_that_is_two_files_in_one_is_read_as_it_will_be_loaded(
+    convert: Convert, tmp_path: Path
+) -> None:
+    keras = made.keras_of(2)
+    x = keras.layers.Input((4,))
+    hidden = keras.layers.Lambda(lambda v: 2 * v, name="hidden")(x)
+    keras.Model(x, keras.layers.Dense(1, "sigmoid")(hidden)).save(tmp_path / "two.h5")
+    made.skip_model(2, "vector").save(tmp_path / "clean.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "two.h5", "a") as two,
+        zipfile.ZipFile(tmp_path / "clean.keras") as clean,
+    ):
+        for name in clean.namelist():
+            two.writestr(name, clean.read(name))
+    refused(convert, tmp_path / "two.h5", "hidden", "Lambda")
+    (tmp_path / "two.h5").rename(tmp_path / "two.keras")
+    refused(convert, tmp_path / "two.keras", "no Keras model")
+
+
+def test_a_graph_that_runs_python_is_refused(convert: Convert, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32)])
+        def serve(self, x: Any) -> Any:
+            y = tf.py_function(lambda v: v, [x], tf.float32)
+            return tf.reshape(tf.sigmoid(tf.reduce_sum(y, axis=1)), (-1, 1))
+
+    module = Module()
+    signatures = {"serving_default": module.serve.get_concrete_function()}
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures)
+    refused(convert, tmp_path / "saved", "EagerPyFunc", "--allow-code")
+
+
+@pytest.mark.parametrize("generation", [2, 3])
+def test_frames_of_a_clip_may_share_their_layers(
+    convert: Convert, tmp_path: Path, generation: int
+) -> None:
+    keras = made.keras_of(generation)
+    layers = keras.layers
+    shared = layers.Conv2D(4, 3, 2, activation="relu")
+    frames = [layers.Input((24, 24, 3)) for _ in range(4)]
+    pooled = [layers.GlobalMaxPool2D()(shared(frame)) for frame in frames]
+    model = keras.Model(frames, layers.Dense(1, "sigmoid")(layers.Concatenate()(pooled)))
+    model.save(tmp_path / "m.keras")
+    bundle, _ = convert(tmp_path / "m.keras", "--modality", "video")
+    rng = np.random.default_rng(0)
+    parts = [rng.random((12, 24, 24, 3)).astype(np.float32) for _ in range(4)]
+    found = scores(bundle, {f"x{i}": part for i, part in enumerate(parts)})
+    assert np.abs(found - predicted(model, parts)).max() < 0.02
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU"])
+@pytest.mark.parametrize("generation", [2, 3])
+def test_a_recurrent_filter_converts_or_is_kept_as_float16(
+    convert: Convert, tmp_path: Path, generation: int, layer: str
+) -> None:
+    keras = made.keras_of(generation)
+    x = keras.layers.Input((20, 3))
+    hidden = getattr(keras.layers, layer)(8)(x)
+    model = keras.Model(x, keras.layers.Dense(1, "sigmoid")(hidden))
+    model.save(tmp_path / "m.keras")
+    rows = np.random.default_rng(0).normal(0, 1, (100, 20, 3)).astype(np.float32)
+    np.savez(tmp_path / "some.npz", x=rows)
+    bundle, _ = convert(
+        tmp_path / "m.keras",
+        *("--modality", "motion", "--calibration-data", str(tmp_path / "some.npz")),
+    )
+    assert np.abs(scores(bundle, {"x": rows}) - predicted(model, [rows])).max() < 0.05
+
+
+def test_arithmetic_within_the_shared_network_is_no_obstacle(
+    convert: Convert, tmp_path: Path
+) -> None:
+    keras = made.keras_of(3)
+    layers = keras.layers
+    dense = layers.Dense(8, "relu")
+    a, b = layers.Input((6,)), layers.Input((6,))
+    u, v = (dense(x * 2.0 - 0.5) / 3.0 for x in (a, b))
+    model = keras.Model([a, b], layers.Dense(1, "sigmoid")(keras.ops.abs(u - v)))
+    model.save(tmp_path / "m.keras")
+    bundle, _ = convert(tmp_path / "m.keras", "--modality", "motion")
+    rng = np.random.default_rng(0)
+    # In units that no made-up input could guess.
+    x, y = (rng.normal(0, 200, (40, 6)).astype(np.float32) for _ in "ab")
+    assert np.abs(scores(bundle, {"a": x, "b": y}) - predicted(model, [x, y])).max() < 0.05
+
+
+def test_pictures_on_another_scale_are_refused(convert: Convert, tmp_path: Path) -> None:
+    from infi_edge.errors import SourceError
+
+    made.skip_model(3, "image").save(tmp_path / "m.keras")
+    bundle, _ = convert(tmp_path / "m.keras", "--modality", "image")
+    bright = made.inputs_of("image", 3, 0)[0] * 255
+    with pytest.raises(SourceError, match="0 to 1; scale them"):
+        scores(bundle, {"x": bright})
+
+
 def _two_sides(keras: Any, join: Any, second: Any = None) -> Any:
     layers = keras.layers
     dense = layers.Dense(4, "relu", name="shared")

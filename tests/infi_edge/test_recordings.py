@@ -538,3 +538,29 @@ def test_what_is_not_there_is_refused(
     write_video(tmp_path / "still.avi", 3)
     with refuses(SourceError, words) if "\0" not in name else pytest.raises(SourceError):
         list(open_recording(str(tmp_path / name), None, spec).samples())
+
+
+def test_columns_in_another_order_are_another_recording(tmp_path):
+    """The model sees other arrays, so its answers must not be found again under the old ones."""
+    path = tmp_path / "walk.csv"
+    path.write_text("a,b\n" + "1,2\n" * 40)
+    one, other = (MotionSpec(channels=c, window=4, hop=2) for c in (("a", "b"), ("b", "a")))
+    first, second = (open_recording(str(path), 10.0, spec) for spec in (one, other))
+    assert next(first.samples()).data[0].tolist() == [1, 2]
+    assert next(second.samples()).data[0].tolist() == [2, 1]
+    assert first.content_hash() != second.content_hash()
+
+
+@pytest.mark.parametrize("name", ["timestamp_ms", "t", "Time (s)", "ts", "date"])
+def test_times_of_another_name_are_no_channel(tmp_path, name):
+    path = tmp_path / "walk.csv"
+    path.write_text(f"{name},a\n" + "".join(f"{i},2\n" for i in range(40)))
+    with pytest.raises(SourceError, match="name it time_s"):
+        draft_spec(None, str(path), {})
+
+
+def test_an_unclosed_quote_is_named_by_its_own_line(tmp_path):
+    path = tmp_path / "walk.csv"
+    path.write_text("a,b\n" + "1,2\n" * 5 + '1,"2\n' + "1,2\n" * 50)
+    with pytest.raises(SourceError, match="line 7 is not CSV"):
+        draft_spec(None, str(path), {})

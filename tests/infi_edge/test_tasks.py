@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infi_edge.decoders import Classes, Detections, Keypoints
-from infi_edge.errors import ConfigError
+from infi_edge.errors import ConfigError, ExecutorError
 from infi_edge.tasks import make_same, make_task, same_exact, vote
 
 LABELS = ("person", "car", "bus")
@@ -212,3 +212,12 @@ def test_values_that_are_nearly_the_same_vote_together():
     winner, share = vote([far, [BOX], [SHIFTED]], np.array([1.5, 1.0, 1.0]), same)
     assert winner == [BOX]
     assert share == pytest.approx(2 / 3.5)
+
+
+@pytest.mark.parametrize("answer", [b"oops", object(), float("nan"), [1.0, float("inf")]])
+def test_an_answer_that_is_no_json_is_an_error_of_that_input_alone(answer):
+    task = make_task("value", ())
+    with pytest.raises(ExecutorError, match="JSON value"):
+        task.read(answer)
+    with pytest.raises(ExecutorError, match="JSON value"):
+        make_task("value:a", ()).read({"a": answer})
