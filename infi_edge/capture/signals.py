@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 30
 """A larger file is refused before it is read: it would not fit a small device's memory."""
 
 TIME_COLUMNS = {"time", "time_s", "timestamp"}
-_TIME_LIKE = re.compile(r"(time|date|ts|t)($|[^a-z])", re.IGNORECASE)
+_TIME_LIKE = re.compile(r"(time(stamp)?|date|ts|t)($|[^a-z])", re.IGNORECASE)
 _MISSING = {"", "?", "nan"}
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _UNKNOWN_SIZE = 0x7FFF0000
