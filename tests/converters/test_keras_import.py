@@ -28,6 +28,13 @@ MODALITIES["vector"] = "motion"
 Convert = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same weights on every run, in both Kerases."""
+    for generation in (2, 3):
+        made.keras_of(generation).utils.set_random_seed(1)
+
+
 @pytest.fixture
 def convert(tmp_path: Path) -> Convert:
     """Run `infi-convert keras` in this process; return (bundle path, what it printed)."""
@@ -66,7 +73,6 @@ def predicted(model: Any, parts: list[np.ndarray]) -> np.ndarray:
 def test_the_reference_shapes_score_as_in_keras(
     convert: Convert, tmp_path: Path, generation: int, kind: str
 ) -> None:
-    made.keras_of(generation).utils.set_random_seed(1)
     a, b = made.inputs_of(kind, 40, 1), made.inputs_of(kind, 40, 2)
     for mechanism in ("skip", "reuse"):
         model = (made.skip_model if mechanism == "skip" else made.reuse_model)(generation, kind)
@@ -155,7 +161,6 @@ def test_weights_of_one_sign_fold_into_the_lookup(convert: Convert, tmp_path: Pa
 
 def test_calibration_data_makes_int8_or_says_why_not(convert: Convert, tmp_path: Path) -> None:
     keras = made.keras_of(3)
-    keras.utils.set_random_seed(0)
     x = (
         made.inputs_of("image", 200, 1)[0]
         * np.linspace(0.2, 1, 200, dtype=np.float32)[:, None, None, None]
@@ -405,7 +410,9 @@ def test_arithmetic_within_the_shared_network_is_no_obstacle(
     dense = layers.Dense(8, "relu")
     a, b = layers.Input((6,)), layers.Input((6,))
     u, v = (dense(x * 2.0 - 0.5) / 3.0 for x in (a, b))
-    model = keras.Model([a, b], layers.Dense(1, "sigmoid")(keras.ops.abs(u - v)))
+    score = layers.Dense(1, "sigmoid")
+    model = keras.Model([a, b], score(keras.ops.abs(u - v)))
+    score.set_weights([np.linspace(-0.02, 0.01, 8, dtype=np.float32)[:, None], np.zeros(1)])
     model.save(tmp_path / "m.keras")
     bundle, _ = convert(tmp_path / "m.keras", "--modality", "motion")
     rng = np.random.default_rng(0)
