@@ -136,10 +136,6 @@ def _head(
     )
 
 
-def _pair_readings(embedded: Embedded, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return readings(embedded.head, embedded.embeddings[a], embedded.embeddings[b])
-
-
 def _prove(
     embedded: Embedded, truth: Truth, choice: Choice, mechanism: Mechanism, confidence: float
 ) -> tuple[Choice, ReuseHead | None] | None:
