@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 WATCH := $(BIN)/python -m pip install --quiet --no-deps 'seglearn==1.2.5'
 
 .PHONY: demo test convert-env bench lint type format clean demo-bundle test-slow test-tflite \
-	parity-aarch64
+	parity-aarch64 test-tools soak
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,16 @@ demo-bundle: $(VENV)/.runtime
 		--task detect:person --same iou:0.7 --end 0.75 --kind light --target-accuracy 0.9 \
 		-o examples/demo.infi
 
+# What the tests of the daemon need from Debian, as root: without it they skip and say so.
+TOOLS := alsa-utils chromium chromium-driver ffmpeg gir1.2-gst-rtsp-server-1.0 \
+	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
+	gstreamer1.0-tools libasound2-plugins libportaudio2 mosquitto pulseaudio \
+	python3-gi systemd
+
+test-tools:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(TOOLS)
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
@@ -55,7 +65,9 @@ test-tflite: .venv-tflite/.installed
 	$(PYTHON) -m venv .venv-tflite
 	.venv-tflite/bin/python -m pip install --quiet 'numpy<2' 'opencv-python-headless<4.12' \
 		'tflite-runtime>=2.14' 'click>=8.1' 'imagesize>=1.4' 'msgspec>=0.18' 'pytest>=8' \
-		'hypothesis>=6.100' 'psutil>=5.9'
+		'hypothesis>=6.100' 'psutil>=5.9' \
+		'sounddevice>=0.4.6' 'soxr>=0.3' 'smbus2>=0.4' 'pyserial>=3.5' 'paho-mqtt>=2' 'prometheus-client>=0.17' \
+		'waitress>=3'
 	.venv-tflite/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -66,6 +78,12 @@ parity-aarch64: $(VENV)/.runtime
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.watch
+	$(BIN)/python -m benchmarks.daemon
+
+# Memory over a million inputs, and all the kills; about 20 minutes.
+soak: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.daemon --soak 1000000
+	INFI_EDGE_KILLS=200 $(BIN)/python -m pytest -m slow -k kill
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
@@ -11,11 +10,9 @@ from pathlib import Path
 import cv2
 
 from infi_edge.capture.recordings import open_recording
-from infi_edge.daemon import run_loop
 from infi_edge.filter import load_filter
 from infi_edge.gate import Gate
-from infi_edge.sinks import JsonLines
-from infi_edge.types import Result
+from infi_edge.sinks import result_record
 from infi_edge.workload import Workload, WorkloadSpec
 
 
@@ -25,17 +22,13 @@ def main() -> None:
     recording = open_recording(sys.argv[2])
     workload = Workload(lambda frame: 0, WorkloadSpec("benchmarks.footprint:Zero", "raw"))
     gate = Gate(load_filter(sys.argv[1]), workload)
-    first: list[float] = []
-
-    def after(result: Result) -> None:
-        if not first:
-            first.append(time.time())
-
-    samples = recording.samples(0, 300)
-    run_loop(samples, gate, [JsonLines(io.StringIO())], after)
+    first_at = 0.0
+    for sample in recording.samples(0, 300):
+        json.dumps(result_record(gate(sample)))
+        first_at = first_at or time.time()
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     pss_kb = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    print(json.dumps({"pss_mb": pss_kb / 1024, "first_decision_at": first[0]}))
+    print(json.dumps({"pss_mb": pss_kb / 1024, "first_decision_at": first_at}))
 
 
 class Zero:

@@ -17,8 +17,6 @@ from converters.options import (
     make_target,
     make_workload,
     need_tensorflow,
-    parse_settings,
-    preprocess_options,
     workload_info,
 )
 from converters.recordings import check_first, fit_spec, load_training_data
@@ -26,18 +24,19 @@ from converters.table import check_length
 from converters.trained import TrainSettings
 from infi_edge import __version__
 from infi_edge.bundle import write_bundle
+from infi_edge.capture.recorded import recorded_manifest
 from infi_edge.capture.recordings import draft_spec, open_recording
 from infi_edge.capture.replay import part
-from infi_edge.cli import (
-    Bar,
+from infi_edge.cli import Bar, plugin_option, run_command
+from infi_edge.errors import ConfigError
+from infi_edge.evaluate import labelled
+from infi_edge.options import (
+    parse_settings,
     part_options,
-    plugin_option,
-    run_command,
+    preprocess_options,
     target_options,
     workload_options,
 )
-from infi_edge.errors import ConfigError
-from infi_edge.evaluate import labelled
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,14 +121,17 @@ def train_command(
     report: str | None,
     **options: str | None,
 ) -> None:
-    """Train on RECORDING (a file or a folder), calibrate, quantize, check, write."""
+    """Train on RECORDING (a file or a folder), calibrate, quantize, check, write.
+
+    What `infi-edge record` has written knows its workload and has the answers: it needs no --model.
+    """
     if kind == "light" and (classifier, network) != ("l1", "small"):
         raise ConfigError("--classifier and --network are of a network; leave out --kind light")
     for path in (output, report):
         if path is not None:
             check_output(path)
     modality, spec = draft_spec(modality, recording, parse_settings(preprocess), rate_hz)
-    workload, identity = make_workload(options, modality)
+    workload, identity = make_workload(options, modality, recorded_manifest(recording))
     target = make_target(target_accuracy, target_recall, workload)
     clip = open_recording(recording, rate_hz, spec)
     first, last = part(clip, start, start + fraction * (end - start))

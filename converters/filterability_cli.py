@@ -16,17 +16,25 @@ from converters.crossfit import uncalibrated
 from converters.families import reuse_says, skip_family
 from converters.filterability import Cost, Measurement, measure
 from converters.light import train_light
-from converters.options import check_output, make_workload, parse_settings, preprocess_options
+from converters.options import check_output, make_workload
 from converters.recordings import TrainingData, check_first, fit_spec, load_training_data
 from converters.trained import DeadFilterError, TrainSettings
 from infi_edge.archive import write_atomically
 from infi_edge.cache import ReuseCache
+from infi_edge.capture.recorded import recorded_manifest
 from infi_edge.capture.recordings import draft_spec, open_recording
 from infi_edge.capture.replay import Recording, part
-from infi_edge.cli import Bar, part_options, target_options, workload_options
+from infi_edge.cli import Bar
 from infi_edge.errors import ConfigError
 from infi_edge.evaluate import labelled
 from infi_edge.filter import InputFilter
+from infi_edge.options import (
+    parse_settings,
+    part_options,
+    preprocess_options,
+    target_options,
+    workload_options,
+)
 from infi_edge.replay import make_truth
 from infi_edge.workload import Workload
 
@@ -69,7 +77,12 @@ def filterability_command(
     if report is not None:
         check_output(report)
     modality, spec = draft_spec(modality, recording, parse_settings(preprocess), rate_hz)
-    workload, identity = make_workload(options, modality)
+    recorded = recorded_manifest(recording)
+    if recorded is not None and options["model"] is None:
+        raise ConfigError(
+            f"give the model with --model ({recorded.workload.model}): its time is measured here"
+        )
+    workload, identity = make_workload(options, modality, recorded)
     if target_recall is None:
         target = Target("accuracy", target_accuracy or DEFAULT_TARGET)
     elif workload.task.can_skip:

@@ -44,6 +44,7 @@ from converters.trained import (
 )
 from infi_edge.bundle import Bundle, WorkloadInfo
 from infi_edge.errors import ConfigError
+from infi_edge.replay import longest_quiet_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _assemble(
         workload=workload,
         mechanism=settings.mechanism,
         calibration=calibration_table(choices, data.truth, confidence),
-        trained_on=trained_on,
+        trained_on=trained_on | {"longest_quiet_s": round(longest_quiet_s(data.truth), 3)},
         parity=candidate.trained.receipt | verify.operators(plain),
         versions=versions(),
         lowest_runtime=verify.check_runtimes(plain),

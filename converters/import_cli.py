@@ -13,8 +13,6 @@ from converters.options import (
     make_target,
     make_workload,
     need_tensorflow,
-    parse_settings,
-    preprocess_options,
     workload_info,
 )
 from converters.quiet import quiet_stderr
@@ -22,13 +20,21 @@ from converters.recordings import load_training_data
 from converters.scores import fit_steps, pair_scores
 from converters.stored import calibration_tensors, read_sides, stored_tensors
 from infi_edge.bundle import read_bundle, write_bundle
+from infi_edge.capture.recorded import recorded_manifest
 from infi_edge.capture.recordings import open_recording
 from infi_edge.capture.replay import part
-from infi_edge.cli import Bar, part_options, target_options, workload_options
-from infi_edge.daemon import trained_rate_hz
+from infi_edge.cli import Bar
 from infi_edge.errors import ConfigError
 from infi_edge.evaluate import labelled
 from infi_edge.filter import InputFilter
+from infi_edge.options import (
+    parse_settings,
+    part_options,
+    preprocess_options,
+    target_options,
+    workload_options,
+)
+from infi_edge.pipeline import trained_rate_hz
 
 
 @click.command("keras")
@@ -162,7 +168,7 @@ def calibrate_command(
     for name in ("decoder", "task", "same"):  # a bundle that has a workload keeps what is not said
         if options[name] is None and info.task:
             options[name] = getattr(info, name)
-    workload, identity = make_workload(options, manifest.modality)
+    workload, identity = make_workload(options, manifest.modality, recorded_manifest(source))
     target = make_target(target_accuracy, target_recall, workload)
     recording = open_recording(source, rate_hz or trained_rate_hz(manifest), spec)
     first, last = part(recording, start, end)

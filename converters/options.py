@@ -3,57 +3,64 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-import click
+from typing import Any
 
 from converters.calibrate import Target
 from infi_edge.bundle import WorkloadInfo
-from infi_edge.errors import ConfigError
+from infi_edge.capture.recorded import RecordingManifest
+from infi_edge.errors import ConfigError, ExecutorError
+from infi_edge.labels import answers_fit
 from infi_edge.workload import Workload, WorkloadSpec, find_labels, model_identity
 
-F = TypeVar("F", bound=Callable[..., Any])
 
+def make_workload(
+    options: dict[str, str | None], modality: str, recorded: RecordingManifest | None = None
+) -> tuple[Workload, str]:
+    """Return (workload, model identity) of the command line. Raises InfiEdgeError.
 
-def preprocess_options(command: F) -> F:
-    """Add --modality and --preprocess."""
-    command = click.option(
-        "--preprocess",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Of the filter's input: width, height; frames, hop; window_ms, hop_ms, bands; ...",
-    )(command)
-    return click.option(
-        "--modality",
-        help="image, video, audio, text, motion, features; default: by the recording's suffix.",
-    )(command)
-
-
-def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return {key: value} of KEY=VALUE texts; a value with commas is a list.
-
-    Raises ConfigError.
+    recorded: of the recording, whose workload then fills in what is not said, in `options` too.
+    Without --model its answers serve, and the workload cannot be run.
     """
-    settings: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--preprocess {text}: write KEY=VALUE")
-        settings[key] = value.split(",") if "," in value else value
-    return settings
-
-
-def make_workload(options: dict[str, str | None], modality: str) -> tuple[Workload, str]:
-    """Return (workload, model identity) of the command line. Raises InfiEdgeError."""
+    if recorded is not None:
+        for name in ("decoder", "task", "same"):
+            options[name] = options[name] or getattr(recorded.workload, name)
     model, task = options["model"], options["task"]
+    if model is None and recorded is not None:
+        return _answered(options, modality, recorded)
     if model is None or task is None:
         raise ConfigError("give --model and --task: what to run, and what its outputs mean")
     identity = model_identity(model, options["model_version"] or "")
-    labels = find_labels(model, options["labels"])
+    if recorded is not None and options["labels"] is None:
+        labels = tuple(recorded.workload.labels)
+    else:
+        labels = find_labels(model, options["labels"])
     spec = WorkloadSpec(task, options["decoder"], options["same"] or "exact", labels, modality)
     return Workload(model, spec), identity
+
+
+def _answered(
+    options: dict[str, str | None], modality: str, recorded: RecordingManifest
+) -> tuple[Workload, str]:
+    """The workload of a recording whose answers are in it, without the model."""
+    info = recorded.workload
+    labels = tuple(info.labels)
+    if options["labels"] is not None:
+        labels = find_labels("", options["labels"])
+    spec = WorkloadSpec(
+        str(options["task"]), options["decoder"], str(options["same"]), labels, modality
+    )
+    if not answers_fit(recorded, info.model_identity, spec):
+        raise ConfigError(
+            f"the answers in the recording are to decoder {info.decoder}, task {info.task} and its "
+            f"own labels; leave out what differs, or run the model anew: --model {info.model}"
+        )
+
+    def absent(data: Any) -> Any:
+        raise ExecutorError(f"give the model with --model ({info.model})")
+
+    options["model"] = info.model
+    return Workload(absent, spec), info.model_identity
 
 
 def check_output(path: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from infi_edge.archive import read_archive, write_archive
+from infi_edge.archive import parse_archive, read_archive, write_archive
 from infi_edge.errors import BundleError, ConfigError
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import Spec, parse_spec
@@ -137,8 +137,16 @@ def write_bundle(path: str | Path, manifest: Manifest, members: dict[str, bytes]
 
 def read_bundle(path: str | Path) -> Bundle:
     """Return a verified bundle. Raises BundleError, and nothing else, with one clear sentence."""
-    raw, members = read_archive(path)
-    manifest = parse_manifest(raw, str(path))
+    return _bundle(*read_archive(path), str(path))
+
+
+def parse_bundle(content: bytes, path: str) -> Bundle:
+    """Return the verified bundle in `content`, the bytes of the file `path`. Raises BundleError."""
+    return _bundle(*parse_archive(content, path), path)
+
+
+def _bundle(raw: dict[str, Any], members: dict[str, bytes], path: str) -> Bundle:
+    manifest = parse_manifest(raw, path)
     needed = needed_members(manifest)
     if set(members) != needed:
         raise BundleError(

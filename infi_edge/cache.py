@@ -59,6 +59,7 @@ class ReuseCache:
         self._hits = np.zeros(capacity, np.int64)
         self._bytes = np.zeros(capacity, np.int64)
         self._values: list[Value] = []
+        self.evictions = 0
         self._events = 0
         self._recent = np.zeros(0, np.int64)
         self._oldest_s = 0.0
@@ -159,6 +160,7 @@ class ReuseCache:
             len(self) >= self.capacity or self.size_bytes + size > self.max_bytes
         ):
             self._drop(np.array([self._victim()]))
+            self.evictions += 1
         slot = len(self)
         self._values.append(value)
         self._events += 1
@@ -169,6 +171,16 @@ class ReuseCache:
         self._bytes[slot] = size
         self._recent = np.concatenate([[slot], self._recent[: CANDIDATES - 1]])
         self._oldest_s = min(self._oldest_s, now_s) if slot else now_s
+
+    @property
+    def bounds(self) -> tuple[int, int, int, float | None, Eviction]:
+        """What it was made with."""
+        return self.dim, self.capacity, self.max_bytes, self.max_age_s, self.eviction
+
+    def adopt(self, other: ReuseCache) -> None:
+        """Insert another cache's entries, in their order: the newest are left if not all fit."""
+        for slot in np.argsort(other._order[: len(other)]).tolist():
+            self.insert(other._embeddings[slot], other._values[slot], float(other._times_s[slot]))
 
     def clear(self) -> None:
         """Forget everything."""

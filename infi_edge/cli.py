@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +18,13 @@ import cv2
 
 from infi_edge import __version__, daemon, doctor, evaluate
 from infi_edge.bundle import Manifest, OperatingPoint, operating_point, read_bundle
+from infi_edge.capture.address import GRAMMAR, public_address, scheme_of
 from infi_edge.capture.recordings import open_recording
 from infi_edge.capture.replay import part
 from infi_edge.config import (
     Config,
-    GateConfig,
+    JsonlSinkConfig,
     ModelConfig,
-    OutputConfig,
     SourceConfig,
     check_config,
     load_config,
@@ -29,49 +32,16 @@ from infi_edge.config import (
 from infi_edge.errors import ConfigError, InfiEdgeError
 from infi_edge.filter import InputFilter
 from infi_edge.gate import workload_for
+from infi_edge.options import part_options, target_options, workload_options
+from infi_edge.pipeline import trained_rate_hz
 from infi_edge.plugins import load_plugin
+from infi_edge.record_cli import record
 from infi_edge.replay import SKIPPED
+from infi_edge.service_cli import service
+from infi_edge.status import Status
 from infi_edge.workload import Workload, find_labels, model_identity
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def workload_options(command: F) -> F:
-    """Add --model, --decoder, --task, --same, --labels: the same meaning in every command."""
-    for option in reversed(
-        (
-            click.option("--model", help="A .tflite file, or package.module:function."),
-            click.option("--model-version", default="", help="Of a callable; part of its name."),
-            click.option("--decoder", help="ssd, yolov5, blazeface, movenet, classification, raw."),
-            click.option("--task", help="count:car,bus, presence:person, label, pose, value, ..."),
-            click.option("--same", help="exact (default), within:1, iou:0.5."),
-            click.option("--labels", help="File of class names; else the model's own."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def target_options(command: F) -> F:
-    """Add --target-accuracy and --target-recall, between 0 and 1."""
-    between = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
-    command = click.option("--target-recall", type=between, help="Of wanted inputs.")(command)
-    return click.option("--target-accuracy", type=between, help="Agreement with the model.")(
-        command
-    )
-
-
-def part_options(command: F) -> F:
-    """Add --start and --end, the part of a recording as fractions, and --rate-hz."""
-    positive = click.FloatRange(0.0, min_open=True)
-    rate = click.option(
-        "--rate-hz",
-        type=positive,
-        help="Of what has no times: images, lines; or samples a second of a signal.",
-    )
-    command = rate(command)
-    command = click.option("--end", default=1.0, show_default=True, help="Fraction.")(command)
-    return click.option("--start", default=0.0, show_default=True, help="Fraction.")(command)
 
 
 def plugin_option(command: F) -> F:
@@ -139,13 +109,14 @@ def _manifest_workload(
     return workload, model_identity(model, version)
 
 
-@cli.command()
+@cli.command(epilog="\b\nSources:\n" + GRAMMAR)
 @click.argument("config", required=False)
-@click.option("--source", help="A recording (file or folder), or camera:0.")
+@click.option("--source", help="Where inputs come from; see below.")
 @click.option("--filter", "bundle", help="The bundle NAME.infi.")
 @workload_options
 @target_options
 @part_options
+@click.option("--fast", is_flag=True, help="A recording as fast as possible, not as recorded.")
 @click.option("--allow-other-model", is_flag=True, help="Run a model the filter does not know.")
 @click.option(
     "--output", default="-", show_default=True, help="JSON lines file, appended to; - for stdout."
@@ -159,47 +130,101 @@ def run(
     start: float,
     end: float,
     rate_hz: float | None,
+    fast: bool,
     allow_other_model: bool,
     output: str,
     **options: str | None,
 ) -> None:
-    """Run the loop: of CONFIG (TOML), or of --source, --filter and --model."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    """Run the daemon: of CONFIG (TOML), or of --source, --filter and --model."""
+    logging.basicConfig(level=logging.INFO, format=log_format(), stream=sys.stderr)
     if config is not None:
         if source or bundle or options["model"]:
             raise ConfigError("give a configuration file, or --source --filter --model, not both")
-        settings = load_config(config)
+        loop = daemon.Daemon(load_config(config), Path(config))
     else:
         model = options["model"]
         if source is None or bundle is None or model is None:
             raise ConfigError("give a configuration file, or --source, --filter and --model")
         _manifest_workload(read_bundle(bundle).manifest, options, allow_other_model)
-        settings = check_config(
-            Config(
-                source=SourceConfig(address=source, start=start, end=end, rate_hz=rate_hz),
-                model=ModelConfig(
+        settings = Config(
+            sources={
+                source_name(source): SourceConfig(
+                    address=source,
+                    filter=bundle,
+                    model="model",
+                    target_accuracy=target_accuracy,
+                    target_recall=target_recall,
+                    start=start,
+                    end=end,
+                    rate_hz=rate_hz,
+                    fast=fast,
+                )
+            },
+            models={
+                "model": ModelConfig(
                     path=model,
                     version=options["model_version"] or "",
                     allow_other=allow_other_model,
-                ),
-                gate=GateConfig(
-                    filter=bundle, target_accuracy=target_accuracy, target_recall=target_recall
-                ),
-                output=OutputConfig(jsonl=output),
-            ),
-            "command line",
+                )
+            },
+            sinks={"results": JsonlSinkConfig(path=output, events=False)},
+            flush_s=0.0,
         )
-    stats = daemon.run(settings).stats
-    total = sum(stats[action] for action in ("infer", "skip", "reuse")) + stats["error"]
-    errors = f", {stats['error']} errors" if stats["error"] else ""
-    failed = f", {stats['filter_error']} filter errors" if stats["filter_error"] else ""
+        loop = daemon.Daemon(check_config(settings), must_open=True)
+    signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+    signal.signal(signal.SIGINT, lambda *_: loop.stop())
+    signal.signal(signal.SIGHUP, lambda *_: loop.request_reload())
+    failed = True
+    try:
+        loop.run()
+        failed = _say_what_was_done(loop.status())
+    finally:
+        if loop.stuck:  # a model that cannot be interrupted: a normal exit would wait for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1 if failed else 0)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _say_what_was_done(status: Status) -> bool:
+    """Print the summary; return whether every input failed."""
+    counts: Counter[str] = Counter()
+    for source in status.sources:
+        counts += source.counts
+    names = {
+        "error": "errors",
+        "filter_error": "filter errors",
+        "over_budget": "dropped over budget",
+        "abandoned": "abandoned",
+    }
+    total = sum(counts[a] for a in ("infer", "skip", "reuse", "error", "over_budget", "abandoned"))
+    more = "".join(f", {counts[key]} {text}" for key, text in names.items() if counts[key])
     click.echo(
-        f"{total} inputs: {stats['infer']} inferred, {stats['skip']} skipped, "
-        f"{stats['reuse']} reused{errors}{failed}",
+        f"{total} inputs: {counts['infer']} inferred, {counts['skip']} skipped, "
+        f"{counts['reuse']} reused{more}",
         err=True,
     )
-    if total and stats["error"] == total:
-        raise click.exceptions.Exit(1)
+    return bool(total) and counts["error"] == total
+
+
+def source_name(address: str) -> str:
+    """Return a name for a source that has only an address: `yard` for clips/yard.mp4."""
+    text = address if scheme_of(address) else Path(address).stem
+    return re.sub(r"[^A-Za-z0-9]+", "-", public_address(text)).strip("-")[:40] or "source"
+
+
+def log_format() -> str:
+    """Lines for a terminal, or for journald: it knows the time, and `<4>` tells it the level."""
+    return "%(levelname)s %(message)s"
+
+
+@cli.command("check")
+@click.argument("config")
+def check_command(config: str) -> None:
+    """Is CONFIG (TOML) right? Its keys, files, bundles, models and addresses; nothing runs."""
+    daemon.check(config)
+    click.echo(f"{config} is right")
 
 
 @cli.command("evaluate")
@@ -234,7 +259,7 @@ def evaluate_command(
     wanted = target_accuracy or target_recall
     if wanted is not None and point.target != wanted:
         click.echo(f"the bundle's row for {point.measure} {point.target:g} is used", err=True)
-    rate_hz = rate_hz or daemon.trained_rate_hz(input_filter.manifest)
+    rate_hz = rate_hz or trained_rate_hz(input_filter.manifest)
     recording = open_recording(source, rate_hz, input_filter.spec)
     first, last = part(recording, start, end)
     workload, identity = _manifest_workload(input_filter.manifest, options, allow_other_model)
@@ -341,13 +366,20 @@ def doctor_command() -> None:
     raise click.exceptions.Exit(1 if problems else 0)
 
 
+cli.add_command(record)
+cli.add_command(service)
+
+
 def run_command(command: click.Group, name: str) -> None:
     """Run a command group; what a user can act on becomes one sentence and exit code 2."""
     cv2.setNumThreads(1)  # the filter's images are tiny: OpenCV's threads only cost
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 5
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        command(standalone_mode=False)
+        sys.exit(command(standalone_mode=False) or 0)
     except InfiEdgeError as error:
         click.echo(f"{name}: {error}", err=True)
         sys.exit(2)

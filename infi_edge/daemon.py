@@ -1,185 +1,510 @@
-"""The loop: source -> gate -> sinks, from a configuration."""
+"""The daemon: sources with their gates, shared models, sinks; reloaded, watched, stopped."""
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import logging
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from infi_edge.bundle import Manifest, operating_point
-from infi_edge.capture.camera import Camera
-from infi_edge.capture.recordings import open_recording
-from infi_edge.capture.replay import part
-from infi_edge.config import Config, SourceConfig
-from infi_edge.errors import BundleError, ConfigError, InfiEdgeError
-from infi_edge.filter import InputFilter, load_filter
-from infi_edge.gate import Gate, workload_for
+from infi_edge import __version__
+from infi_edge.budget import Budget
+from infi_edge.bundle import Manifest, OperatingPoint, operating_point
+from infi_edge.capture.address import open_source, scheme_of
+from infi_edge.capture.source import Source
+from infi_edge.config import (
+    Config,
+    JsonlSinkConfig,
+    MqttSinkConfig,
+    SinkConfig,
+    SnapshotSinkConfig,
+    SourceConfig,
+    WebConfig,
+    load_config,
+)
+from infi_edge.errors import ConfigError, InfiEdgeError
+from infi_edge.machine import Machine, Processes
+from infi_edge.notify import Notifier
+from infi_edge.pipeline import Pipeline, Setup, make_setup, trained_rate_hz, wall_time
 from infi_edge.plugins import load_plugin
-from infi_edge.preprocess import ImageSpec, MotionSpec
-from infi_edge.sinks import JsonLines, Sink
-from infi_edge.types import Result, Sample
+from infi_edge.preprocess import AudioSpec
+from infi_edge.served import ServedModel, file_stamp
+from infi_edge.sinks import make_sink
+from infi_edge.sinks.outlet import Outlet
+from infi_edge.status import Status
+from infi_edge.types import Image
+
+if TYPE_CHECKING:
+    from infi_edge.web.server import WebServer
 
 log = logging.getLogger("infi_edge")
 
-SNAPSHOT_EVERY_S = 60.0
+POLL_S = 0.25
+WATCH_FILES_S = 2.0
+MACHINE_EVERY_S = 5.0
+STOP_S = 1.8
+DRAIN_S = 10.0
+QUEUE = 1000
+HUNG_S = 10.0
+"""A source's thread that has not come round for so long hangs; the watchdog is not fed then."""
 
 
-def run_loop(
-    samples: Iterable[Sample],
-    gate: Gate,
-    sinks: Iterable[Sink],
-    after: Callable[[Result], None] | None = None,
-) -> None:
-    """Run every sample through the gate and each result into the sinks.
+class Daemon:
+    """Runs a configuration; also the `Control` of the page and of MQTT.
 
-    An input that fails is counted in gate.stats["error"], told to the sinks, and logged once per
-    cause; the loop goes on. after: called with each result.
+    daemon = Daemon(load_config("yard.toml"), Path("yard.toml"))
+    daemon.run()        # until every source has ended, or stop() from another thread
     """
-    sinks = list(sinks)
-    told: set[str] = set()
-    for sample in samples:
+
+    def __init__(self, config: Config, path: Path | None = None, must_open: bool = False) -> None:
+        """path: of the configuration, watched and read again. must_open: a source that cannot be
+        opened the first time is an error, as on the command line.
+
+        Raises InfiEdgeError if something does not fit.
+        """
+        self._config, self._path, self._must_open = config, path, must_open
+        for plugin in config.plugins:
+            load_plugin(plugin)
+        self._stopping = self._reloading = False
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._budget = Budget(config.budget)
+        self._machine, self._processes = Machine(), Processes()
+        self._notifier = Notifier()
+        self._begun_s = time.monotonic()
+        self._status = Status(__version__, wall_time(time.time()))
+        self._changing = threading.Lock()
+        self._outlets: dict[str, Outlet] = {}
+        self._rates_hz: dict[str, float] = {}
+        self._models: dict[str, ServedModel] = {}
+        self._retired: list[ServedModel] = []
+        self.pipelines: dict[str, Pipeline] = {}
+        self._leaving: list[Pipeline] = []
+        self._broken: set[Pipeline] = set()
+        self._hung: set[Pipeline] = set()
+        self._models, self._setups = self._build(config)
+        self._seen = self._watched(config)
+        self._settling: dict[str, tuple[int, int]] | None = None
+
+    # Building.
+
+    def _load_models(self, config: Config) -> dict[str, ServedModel]:
+        """Return the models in use; one whose settings are as before is kept."""
+        used = {source.model for source in config.sources.values()}
+        models: dict[str, ServedModel] = {}
         try:
-            result = gate(sample)
+            for name in used:
+                known = self._models.get(name)
+                wanted = config.models[name]
+                current = known is not None and known.config == wanted
+                if known is not None and current and known.stamp == file_stamp(wanted.path):
+                    models[name] = known
+                else:
+                    models[name] = ServedModel(name, wanted)
+        except InfiEdgeError:
+            self._close_unused(models)
+            raise
+        return models
+
+    def _check_source(self, name: str, setup: Setup) -> None:
+        """Raise what opening the source would, as far as it can be known without the device."""
+        # On the command line there is nothing to fall back on: opening it once is enough.
+        if self._path is not None or scheme_of(setup.config.address) is not None:
+            self._open(name)(setup.config, setup.manifest).close()
+
+    def _open(self, name: str) -> Callable[[SourceConfig, Manifest], Source]:
+        def open_it(config: SourceConfig, manifest: Manifest) -> Source:
+            if scheme_of(config.address) is None and config.rate_hz is None:
+                config = msgspec.structs.replace(config, rate_hz=trained_rate_hz(manifest))
+            return open_source(name, config, manifest.preprocess, self._must_open)
+
+        return open_it
+
+    def _make_outlets(self, config: Config, setups: dict[str, Setup]) -> dict[str, Outlet]:
+        """The outlets of a configuration; those whose settings are as before stay open."""
+        fast = all(s.fast and scheme_of(s.address) is None for s in config.sources.values())
+        specs = {name: setup.manifest.preprocess for name, setup in setups.items()}
+        rates_hz = {n: float(s.rate_hz) for n, s in specs.items() if isinstance(s, AudioSpec)}
+        before = _sinks(self._config)
+        outlets: dict[str, Outlet] = {}
+        made: list[Outlet] = []
+        try:
+            for name, sink in _sinks(config).items():
+                known = self._outlets.get(name)
+                heard = isinstance(sink, SnapshotSinkConfig) and rates_hz != self._rates_hz
+                if known is None or sink != before.get(name) or heard:
+                    place = make_sink(name, sink, self, rates_hz)
+                    known = Outlet(name, place, QUEUE, config.flush_s, lossless=fast)
+                    made.append(known)
+                outlets[name] = known
+        except Exception:
+            for outlet in made:
+                outlet.close(0.5)
+            raise
+        self._rates_hz = rates_hz
+        return outlets
+
+    def _make_pipeline(self, name: str, setup: Setup) -> Pipeline:
+        pictures = self._config.web is not None and self._config.web.pictures
+        outlets = self._outlets.values()
+        state = Path(self._config.state)
+        return Pipeline(name, setup, self._open(name), outlets, state, pictures)
+
+    # Running.
+
+    def run(self) -> None:
+        """Run until every source has ended, or `stop`.
+
+        Raises InfiEdgeError if the only sources there are cannot be opened or break for good.
+        """
+        web: WebServer | None = None
+        try:
+            web = self._serve()
+            self._outlets = self._make_outlets(self._config, self._setups)
+            for name, setup in self._setups.items():
+                self.pipelines[name] = self._make_pipeline(name, setup)
+                self.pipelines[name].thread.start()
+            if web is not None:
+                log.info("the page is at %s", web.address)
+            self._notifier.ready()
+            self._watch()
+        finally:
+            self._notifier.stopping()
+            self._end(web)
+            self._notifier.close()
+        pipelines = list(self.pipelines.values())
+        first = pipelines[0].error if all(p.error for p in pipelines) else None
+        if first is not None and not self._stopping:
+            self._broken.add(pipelines[0])
+            self._tell_broken()
+            raise first
+        self._tell_broken()
+
+    def _watch(self) -> None:
+        looked_s = machine_s = 0.0
+        while self._wait():
+            if not any(p.thread.is_alive() for p in self.pipelines.values()):
+                return
+            if all(outlet.broken for outlet in self._outlets.values()):
+                return
+            self._tell_broken()
+            self._let_go()
+            now_s = time.monotonic()
+            self._feed_watchdog(now_s)
+            if now_s - machine_s >= MACHINE_EVERY_S:
+                machine_s = now_s
+                self._read_machine()
+            if self._path is not None and now_s - looked_s >= WATCH_FILES_S:
+                looked_s = now_s
+                self._look_for_changes()
+            if self._reloading:
+                self._reloading = False
+                self.reload()
+
+    def _wait(self) -> bool:
+        """Wait for the next look, or to be woken; return whether to go on."""
+        # Not an Event: a signal handler that sets it may meet its lock, held by this thread.
+        with suppress(Empty):
+            self._wake.get(timeout=POLL_S)
+        return not self._stopping
+
+    def _tell_broken(self) -> None:
+        """Log, once, what has ended a source for good."""
+        broken = {p for p in self.pipelines.values() if p.error is not None}
+        for pipeline in broken - self._broken:
+            log.error("%s: %s", pipeline.name, pipeline.error)
+        self._broken = broken
+
+    def _let_go(self) -> None:
+        """Let go of what a reload has replaced, once nothing runs in it any more."""
+        self._leaving = [p for p in self._leaving if p.thread.is_alive()]
+        running = [p for p in self.pipelines.values() if p.thread.is_alive()]
+        used = [p.setup.client.served for p in running + self._leaving]
+        for model in [m for m in self._retired if m not in used]:
+            model.close()
+            self._retired.remove(model)
+
+    def _feed_watchdog(self, now_s: float) -> None:
+        alive = [p for p in self.pipelines.values() if p.thread.is_alive()]
+        hung = {p for p in alive if now_s - p.progress_s >= HUNG_S}
+        for pipeline in hung - self._hung:
+            pipeline.status.state = "failing"
+            pipeline.status.sentence = f"its driver hangs, for more than {HUNG_S:g} s now"
+            log.error("%s: %s", pipeline.name, pipeline.status.sentence)
+        self._hung = hung
+        if not hung:
+            self._notifier.watchdog()
+
+    def _read_machine(self) -> None:
+        status, machine, use = self._status, self._machine.read(), self._processes.read()
+        status.cpu = use.cpu
+        status.memory_bytes = use.rss_bytes if use.pss_bytes is None else use.pss_bytes
+        status.temperature_c = machine.temperature_c
+        status.throttled, status.under_voltage = machine.throttled, machine.under_voltage
+        self._budget.step(status.cpu, status.temperature_c)
+        status.budget = self._budget.sentence
+
+    def _serve(self) -> WebServer | None:
+        if self._config.web is None:
+            return None
+        server = _web_server(self, self._config.web)
+        server.start()
+        return server
+
+    def stop(self) -> None:
+        """End `run` within two seconds; from any thread or signal handler."""
+        self._stopping = True
+        self._wake.put(None)
+
+    def _end(self, web: WebServer | None = None) -> None:
+        """Stop everything: what is in flight is given up and counted."""
+        until_s = time.monotonic() + STOP_S
+        pipelines = [*self.pipelines.values(), *self._leaving]
+        for pipeline in pipelines:
+            pipeline.close()
+        models = [*self._models.values(), *self._retired]
+        for model in models:
+            model.close()
+        for pipeline in pipelines:
+            if pipeline.thread.ident is not None:
+                pipeline.thread.join(max(until_s - 0.8 - time.monotonic(), 0.0))
+        if not self._stopping:  # recordings that have ended: there is time for the sinks
+            self._drain()
+            until_s = time.monotonic() + STOP_S
+        ends: list[Callable[[], None]] = [] if web is None else [web.close]
+        ends += [partial(outlet.close, 0.7) for outlet in self._outlets.values()]
+        closing = [threading.Thread(target=end, daemon=True) for end in ends]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(max(until_s - time.monotonic(), 0.0))
+        for model in models:
+            model.join(0.5)
+        left = [p.name for p in pipelines if p.thread.is_alive()]
+        if left:
+            log.warning("%s did not stop in time", ", ".join(left))
+
+    def _drain(self) -> None:
+        until_s = time.monotonic() + DRAIN_S
+        for outlet in self._outlets.values():
+            while not (outlet.broken or outlet.drain(POLL_S)):
+                if self._stopping or time.monotonic() >= until_s:
+                    break
+
+    @property
+    def stuck(self) -> bool:
+        """Whether threads are left that a normal exit would wait for or crash in."""
+        pipelines = (*self.pipelines.values(), *self._leaving)
+        models = (*self._models.values(), *self._retired)
+        return any(p.thread.is_alive() for p in pipelines) or any(m.stuck for m in models)
+
+    # Reloading.
+
+    def request_reload(self) -> None:
+        """Read the configuration and the bundles again soon; from a signal handler."""
+        self._reloading = True
+        self._wake.put(None)
+
+    def reload(self) -> bool:
+        """Read the configuration and the bundles again; return whether they are in force.
+
+        What is new is built first; anything wrong with it leaves the old running.
+        """
+        if self._path is None:
+            return False
+        self._notifier.reloading()
+        self._seen = self._watched(self._config)
+        own = file_stamp(str(self._path))
+        try:
+            config = load_config(self._path)
+            seen = self._watched(config) | {str(self._path): own}
+            with self._changing:
+                self._apply(config)
         except InfiEdgeError as error:
-            gate.stats["error"] += 1
-            message = str(error)
-            if message not in told and len(told) < 100:
-                told.add(message)
-                log.error("input %d: %s", sample.index, message)
-            for sink in sinks:
-                sink.error(sample.index, sample.time_s, message)
-            continue
-        for sink in sinks:
-            sink.write(result)
-        if after is not None:
-            after(result)
+            return self._refuse(str(error))
+        except Exception as error:  # of a plugin: no reason to stop what runs
+            log.exception("unexpected error in a new configuration")
+            return self._refuse(f"unexpected: {error!r}")
+        finally:
+            self._notifier.ready()
+        self._seen = seen
+        self._status.reloads["done"] += 1
+        self._status.reload_sentence = ""
+        log.info("the configuration was read again")
+        return True
 
+    def _refuse(self, sentence: str) -> bool:
+        self._status.reloads["refused"] += 1
+        self._status.reload_sentence = sentence
+        log.error("the new configuration is refused, the old one runs on: %s", sentence)
+        return False
 
-def trained_rate_hz(manifest: Manifest) -> float | None:
-    """The rate of the pictures, lines or arrays a filter was trained on: some have none of their
-    own. A signal's rate is in the bundle's preprocessing."""
-    if isinstance(manifest.preprocess, MotionSpec):
-        return None
-    rate_hz = manifest.trained_on.get("rate_hz")
-    return float(rate_hz) if isinstance(rate_hz, (int, float)) and rate_hz > 0 else None
-
-
-def open_samples(config: SourceConfig, manifest: Manifest) -> Iterator[Sample]:
-    """Open a source by its address, as inputs of a filter's kind.
-
-    Raises SourceError if it is not there.
-    """
-    if config.address.startswith("camera:"):
-        if not isinstance(manifest.preprocess, ImageSpec):
-            raise ConfigError(f"{config.address} gives pictures, the filter reads others")
-        return Camera(config.address.removeprefix("camera:")).samples()
-    rate_hz = config.rate_hz or trained_rate_hz(manifest)
-    recording = open_recording(config.address, rate_hz, manifest.preprocess)
-    if (config.start, config.end) == (0.0, 1.0):
-        return recording.samples()
-    first, last = part(recording, config.start, config.end)
-    return recording.samples(first, last)
-
-
-def make_gate(config: Config, input_filter: InputFilter) -> Gate:
-    """Build the gate of a configuration. Raises ConfigError, ExecutorError or BundleError."""
-    gate = config.gate
-    knobs = operating_point(input_filter.manifest, gate.target_accuracy, gate.target_recall).knobs
-    caps = {
-        name: getattr(gate, name)
-        for name in ("max_consecutive_filtered", "heartbeat_s")
-        if getattr(gate, name) is not None
-    }
-    return Gate(
-        input_filter,
-        workload_for(
-            input_filter.manifest,
-            config.model.path,
-            model_version=config.model.version,
-            allow_other_model=config.model.allow_other,
-            threads=config.model.threads,
-        ),
-        knobs=msgspec.structs.replace(knobs, **caps),
-        enabled=gate.enabled,
-        cache_entries=config.cache.entries,
-        cache_bytes=config.cache.max_bytes,
-        cache_age_s=config.cache.max_age_s,
-        eviction=config.cache.eviction,
-    )
-
-
-def cache_identity(config: Config, input_filter: InputFilter) -> str:
-    """What a cache snapshot belongs to: the source, and the bundle (its model and task in it)."""
-    bundle = hashlib.sha256(Path(config.gate.filter).read_bytes()).hexdigest()
-    info = input_filter.manifest.workload
-    parts = [config.source.address, config.model.path, info.task, info.same, bundle]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def run(config: Config, after: Callable[[Result], None] | None = None) -> Gate:
-    """Run a configuration to the end of its source; return the gate with its stats.
-
-    Raises InfiEdgeError if something cannot be opened, or the source breaks.
-    """
-    for plugin in config.plugins:
-        load_plugin(plugin)
-    input_filter = load_filter(config.gate.filter)
-    gate = make_gate(config, input_filter)
-    samples = open_samples(config.source, input_filter.manifest)
-    snapshot = config.cache.snapshot
-    with ExitStack() as stack:
-        target = sys.stdout if config.output.jsonl == "-" else config.output.jsonl
-        sink = JsonLines(target)
-        stack.callback(sink.close)
-        if snapshot is None:
-            run_loop(samples, gate, [sink], after)
-            return gate
-        keeper = _SnapshotKeeper(gate, snapshot, cache_identity(config, input_filter))
-        stack.callback(keeper.save)
-        run_loop(keeper.watch(samples), gate, [sink], after)
-    return gate
-
-
-class _SnapshotKeeper:
-    """Keeps the cache on disk: loaded at the first input, saved every minute and at the end."""
-
-    def __init__(self, gate: Gate, path: str, identity: str) -> None:
-        self._gate, self._path, self._identity = gate, path, identity
-        self._saved_at_s = time.monotonic()
-        self._now_s: float | None = None
-
-    def watch(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Pass samples on; their stream time is what the ages of entries are counted in."""
-        for sample in samples:
-            if self._now_s is None:
-                self._load(sample.time_s)
-            self._now_s = sample.time_s
-            yield sample
-            if time.monotonic() - self._saved_at_s > SNAPSHOT_EVERY_S:
-                self.save()
-
-    def _load(self, now_s: float) -> None:
-        if not Path(self._path).exists():
-            return
+    def _apply(self, config: Config) -> None:
+        models, setups = self._build(config)
         try:
-            count = self._gate.cache.load(self._path, self._identity, now_s)
-            log.info("cache snapshot: %d answers loaded from %s", count, self._path)
-        except BundleError as error:
-            log.warning("cache snapshot not used: %s", error)
+            outlets = self._make_outlets(config, setups)
+        except Exception:
+            self._close_unused(models)
+            raise
+        kept = {k: getattr(self._config, k) for k in ("web", "state", "plugins", "flush_s")}
+        late = [key for key, value in kept.items() if getattr(config, key) != value]
+        if late:
+            log.warning("%s: takes effect at the next start", ", ".join(late))
+        self._budget.configure(config.budget)
+        self._config = msgspec.structs.replace(config, **kept)
+        old_outlets, self._outlets = self._outlets, outlets
+        for name in set(self.pipelines) - set(setups):
+            self._leave(self.pipelines.pop(name))
+        for name, setup in setups.items():
+            self._put(name, setup)
+        self._setups = setups
+        for name, outlet in old_outlets.items():
+            if outlets.get(name) is not outlet:
+                outlet.close(0.7)
+        self._retired += [m for m in self._models.values() if m not in models.values()]
+        self._models = models
 
-    def save(self) -> None:
-        """Write the snapshot, unless there was no input; a full disk is counted, not fatal."""
-        self._saved_at_s = time.monotonic()
-        if self._now_s is None:
-            return
+    def _build(self, config: Config) -> tuple[dict[str, ServedModel], dict[str, Setup]]:
+        """Load models and bundles and look at the addresses; nothing is left of it if it fails."""
+        models = self._load_models(config)
         try:
-            self._gate.cache.save(self._path, self._identity, self._now_s)
-        except OSError as error:
-            self._gate.stats["snapshot_error"] += 1
-            log.error("cache snapshot cannot be written to %s: %s", self._path, error.strerror)
+            setups = {
+                name: make_setup(source, models[source.model], self._budget)
+                for name, source in config.sources.items()
+            }
+            for name, setup in setups.items():
+                if not self._same_stream(name, setup):
+                    self._check_source(name, setup)
+        except Exception:
+            self._close_unused(models)
+            raise
+        return models, setups
+
+    def _close_unused(self, models: dict[str, ServedModel]) -> None:
+        for model in models.values():
+            if model not in self._models.values():
+                model.close()
+
+    def _put(self, name: str, setup: Setup) -> None:
+        """Bring a source under a new setup: between two inputs if its stream stays, else anew."""
+        pipeline = self.pipelines.get(name)
+        if pipeline is not None and self._same_stream(name, setup):
+            pipeline.route(self._outlets.values())
+            if not pipeline.setup.equals(setup):
+                pipeline.swap(setup)
+            return
+        if pipeline is not None:
+            self._leave(pipeline)
+        self.pipelines[name] = self._make_pipeline(name, setup)
+        self.pipelines[name].thread.start()
+
+    def _leave(self, pipeline: Pipeline) -> None:
+        """Close a pipeline, and wait a moment: its device may be wanted again, and its sinks."""
+        self._leaving.append(pipeline)
+        pipeline.close()
+        pipeline.thread.join(2.0)
+
+    def _same_stream(self, name: str, setup: Setup) -> bool:
+        """Whether a source may go on capturing under a new setup; or a recording has ended."""
+        pipeline = self.pipelines.get(name)
+        if pipeline is None or pipeline.error is not None:
+            return False
+        old = pipeline.setup
+        return (
+            _capture(old.config) == _capture(setup.config)
+            and old.manifest.preprocess == setup.manifest.preprocess
+        )
+
+    def _watched(self, config: Config) -> dict[str, tuple[int, int]]:
+        paths = [s.filter for s in config.sources.values()]
+        paths += [m.path for m in config.models.values()]
+        return {p: file_stamp(p) for p in [str(self._path or ""), *paths] if Path(p).is_file()}
+
+    def _look_for_changes(self) -> None:
+        now = self._watched(self._config)
+        if now == self._seen:
+            self._settling = None
+        elif now == self._settling:  # the same twice: whoever writes it has finished
+            self._settling = None
+            self._reloading = True
+        else:
+            self._settling = now
+
+    # Control.
+
+    def status(self) -> Status:
+        """What is going on; the counters in it are live."""
+        status = self._status
+        status.uptime_s = time.monotonic() - self._begun_s
+        status.sources = [p.status for p in list(self.pipelines.values())]
+        status.sinks = [outlet.status() for outlet in self._outlets.values()]
+        return status
+
+    def set_enabled(self, source: str, enabled: bool) -> None:
+        """Let a gate filter, or pass everything."""
+        self._pipeline(source).enable(enabled)
+
+    def set_target(self, source: str, measure: str, target: float) -> OperatingPoint:
+        """Choose another row of a bundle's table, until the next reload; return it."""
+        if measure not in ("accuracy", "recall"):
+            raise ConfigError(f"{measure!r} is no measure; it is accuracy or recall")
+        if not 0 < target < 1:
+            raise ConfigError(f"{target:g} is no target; it is above 0 and below 1")
+        pipeline = self._pipeline(source)
+        point = operating_point(pipeline.setup.manifest, **{f"target_{measure}": target})
+        pipeline.choose(point)
+        return point
+
+    def picture(self, source: str) -> Image | None:
+        """The last input of a source as a picture, masked, or None."""
+        pipeline = self._pipeline(source)
+        sample = pipeline.last
+        if sample is None or pipeline.setup.manifest.modality not in ("image", "video"):
+            return None
+        data = sample.data[-1] if isinstance(sample.data, list) else sample.data
+        return pipeline.setup.gate.masked(data)
+
+    def _pipeline(self, source: str) -> Pipeline:
+        try:
+            return self.pipelines[source]
+        except KeyError:
+            known = ", ".join(self.pipelines)
+            raise ConfigError(f"there is no source {source!r}; it is one of {known}") from None
+
+
+def check(path: str | Path) -> Config:
+    """Check a configuration as far as it can be without running it: files, bundles, models,
+    addresses, packages. Raises InfiEdgeError."""
+    config = load_config(path)
+    daemon = Daemon(config, Path(path))
+    try:
+        if any(isinstance(sink, MqttSinkConfig) for sink in config.sinks.values()):
+            importlib.import_module("infi_edge.sinks.mqtt")
+        if config.web is not None:
+            _web_server(daemon, config.web)
+    finally:
+        daemon._end()
+    return config
+
+
+def _web_server(daemon: Daemon, config: WebConfig) -> WebServer:
+    from infi_edge.web.server import WebServer  # an extra: what it needs may not be here
+
+    return WebServer(daemon, config)
+
+
+def _sinks(config: Config) -> dict[str, SinkConfig]:
+    return config.sinks or {"results": JsonlSinkConfig()}
+
+
+def _capture(config: SourceConfig) -> tuple[object, ...]:
+    """The settings that a running source cannot change."""
+    names = ("address", "rate_hz", "start", "end", "fast", "stall_s", "camera", "microphone", "imu")
+    return tuple(getattr(config, name) for name in names)

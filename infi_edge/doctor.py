@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import grp
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,15 +16,31 @@ from pathlib import Path
 from typing import Literal
 
 from infi_edge.interpreter import RUNTIMES, found_runtimes
+from infi_edge.machine import Machine
 
 HOT_C = 80.0
+
+EXTRAS = {
+    "sounddevice": ("microphone", "no microphone support"),
+    "smbus2": ("i2c", "no sensors on the I2C bus"),
+    "serial": ("serial", "no sensors on serial ports"),
+    "paho": ("mqtt", "no MQTT"),
+    "waitress": ("web", "no status page"),
+    "prometheus_client": ("web", "no metrics"),
+}
+"""Modules that may be missing: the extra that brings them, and what there is not without."""
+
+DEVICE_GROUPS = ("video", "audio", "i2c", "gpio", "dialout")
+
+
+Level = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the report; advice says what to do about a problem."""
 
-    level: Literal["ok", "note", "problem"]
+    level: Level
     what: str
     advice: str = ""
 
@@ -32,9 +50,13 @@ def examine(root: Path = Path("/")) -> Iterator[Finding]:
     yield Finding("ok", f"Python {platform.python_version()} on {platform.machine()}")
     yield from _runtimes()
     yield from _packages()
+    yield from _extras()
+    yield from _programs()
     yield from _cameras(root)
     yield from _audio(root)
-    yield from _temperature(root)
+    yield from _sensors(root)
+    yield from _groups()
+    yield from _heat_and_power(root)
     yield from _memory(root)
 
 
@@ -56,19 +78,44 @@ def _runtimes() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for package in ("numpy", "opencv-python-headless", "sounddevice"):
+    for package in ("numpy", "opencv-python-headless"):
         try:
             yield Finding("ok", f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             module = {"opencv-python-headless": "cv2"}.get(package, package)
             if importlib.util.find_spec(module) is not None:
                 yield Finding("ok", f"{module} (not from {package})")
-            elif package == "sounddevice":
-                yield Finding(
-                    "note", "no microphone support (sounddevice)", "pip install sounddevice"
-                )
             else:
                 yield Finding("problem", f"{package} is missing", f"pip install {package}")
+
+
+def _extras() -> Iterator[Finding]:
+    for module, (extra, without) in EXTRAS.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding("note", f"{without} ({module})", f"pip install 'infi-edge[{extra}]'")
+        else:
+            yield Finding("ok", f"{module}, of the extra {extra}")
+
+
+def _programs() -> Iterator[Finding]:
+    # PyPI's sounddevice for Linux does not bring the library it is about.
+    if importlib.util.find_spec("sounddevice") is not None:
+        if ctypes.util.find_library("portaudio"):
+            yield Finding("ok", "PortAudio")
+        else:
+            yield Finding(
+                "problem",
+                "sounddevice cannot find PortAudio",
+                "sudo apt-get install libportaudio2",
+            )
+    if shutil.which("gst-launch-1.0"):
+        yield Finding("ok", "GStreamer (gst-launch-1.0)")
+    else:
+        yield Finding(
+            "note",
+            "no gst: sources (gst-launch-1.0)",
+            "sudo apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good",
+        )
 
 
 def _cameras(root: Path) -> Iterator[Finding]:
@@ -96,38 +143,84 @@ def _audio(root: Path) -> Iterator[Finding]:
         yield _access(device, f"microphone {device}", "audio")
 
 
-def _access(device: Path, what: str, group: str) -> Finding:
+def _sensors(root: Path) -> Iterator[Finding]:
+    buses = sorted((root / "dev").glob("i2c-*"))
+    if buses:
+        what = f"I2C {', '.join(str(bus) for bus in buses)}"
+        yield _access(buses[0], what, "i2c", level="note")
+    for sensor in sorted((root / "sys/bus/iio/devices").glob("iio:device*")):
+        name_file = sensor / "name"
+        name = name_file.read_text().strip() if name_file.exists() else "unknown"
+        what, device = f"sensor {sensor.name} ({name})", root / "dev" / sensor.name
+        # Without a device there is no buffer: its values are read one by one from sysfs.
+        if device.exists():
+            yield _access(device, what, "infi-edge", level="note")
+        else:
+            yield Finding("ok", what)
+
+
+def _access(device: Path, what: str, group: str, level: Level = "problem") -> Finding:
     if os.access(device, os.R_OK | os.W_OK):
         return Finding("ok", what)
     try:
         owner = grp.getgrgid(device.stat().st_gid).gr_name
     except (KeyError, OSError):
         owner = group
-    return Finding(
-        "problem",
-        f"{what}: permission denied",
-        f"sudo usermod -aG {owner} $USER, then log in again",
-    )
+    advice = f"sudo usermod -aG {owner} $USER, then log in again"
+    if owner == "root":
+        advice = "infi-edge service install gives it to the service; else run with sudo"
+    return Finding(level, f"{what}: permission denied", advice)
 
 
-def _temperature(root: Path) -> Iterator[Finding]:
-    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-    celsius = []
-    for zone in zones:
-        try:
-            celsius.append(int(zone.read_text()) / 1000)
-        except (OSError, ValueError):
-            continue
-    if not celsius:
-        yield Finding("note", "no temperature sensor is readable")
-    elif max(celsius) >= HOT_C:
+def _groups() -> Iterator[Finding]:
+    """The groups that devices belong to, as far as the machine has them."""
+    if os.geteuid() == 0:
+        return
+    mine = {os.getegid(), *os.getgroups()}
+    missing = [
+        group.gr_name
+        for group in grp.getgrall()
+        if group.gr_name in DEVICE_GROUPS and group.gr_gid not in mine
+    ]
+    if missing:
+        yield Finding(
+            "note",
+            f"this user is not in the groups {', '.join(missing)}",
+            f"sudo usermod -aG {','.join(missing)} $USER, then log in again",
+        )
+
+
+def _heat_and_power(root: Path) -> Iterator[Finding]:
+    reading = Machine(root).read()
+    celsius = reading.temperature_c
+    if celsius is None:
+        yield Finding(
+            "note",
+            "no temperature sensor is readable",
+            "leave budget.max_temperature_c out: it would never act",
+        )
+    elif celsius >= HOT_C:
         yield Finding(
             "problem",
-            f"the device is at {max(celsius):.0f} C and will slow down",
+            f"the device is at {celsius:.0f} C and will slow down",
             "give it a heat sink or a fan",
         )
     else:
-        yield Finding("ok", f"temperature {max(celsius):.0f} C")
+        yield Finding("ok", f"temperature {celsius:.0f} C")
+    if reading.under_voltage:
+        yield Finding(
+            "problem",
+            "the device has too little voltage and slows down",
+            "use the power supply it was made for, with a short cable",
+        )
+    if reading.throttled:
+        yield Finding(
+            "problem",
+            "the processor is slowed down now, by heat or by power",
+            "cool it, give it a stronger power supply, or lower budget.max_inferences_per_s",
+        )
+    elif reading.throttled is not None:
+        yield Finding("ok", "the processor is not slowed down")
 
 
 def _memory(root: Path) -> Iterator[Finding]:

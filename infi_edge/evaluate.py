@@ -16,7 +16,7 @@ from infi_edge.bundle import OperatingPoint
 from infi_edge.capture.replay import Recording
 from infi_edge.filter import InputFilter
 from infi_edge.gate import Gate
-from infi_edge.labels import Progress, label
+from infi_edge.labels import Progress, label, stream_times
 from infi_edge.replay import (
     REUSED,
     SKIPPED,
@@ -103,7 +103,7 @@ def labelled(
 ) -> Truth:
     """Return what the model says on a part of a recording, with the task's rules."""
     values = label(recording, workload, identity, first, last, progress)
-    times_s = np.arange(first, last) / recording.rate_hz
+    times_s = stream_times(recording, first, last)
     return make_truth(values, times_s, workload.task, workload.same)
 
 

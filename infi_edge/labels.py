@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
+from infi_edge.capture.recorded import Recorded, RecordingManifest
 from infi_edge.capture.replay import Recording
 from infi_edge.errors import ConfigError, SourceError
 from infi_edge.tasks import Value
-from infi_edge.workload import Workload
+from infi_edge.workload import Workload, WorkloadSpec
 
 DECODING_VERSION = 1
 """Raised when a decoder or task reads the same outputs differently, so that old labels die."""
@@ -39,10 +42,19 @@ def label(
     """Return the model's value for inputs first..last-1, running it only where it has not yet.
 
     identity: of the model (`workload.model_identity`). Kept by the content of recording and model,
-    decoder, task and labels; an interrupted run goes on where it stopped.
+    decoder, task and labels; an interrupted run goes on where it stopped. What `infi-edge record`
+    has written of the same workload has the answers in it, and nothing is run.
     Raises SourceError if the recording ends early, ConfigError if nothing can be kept.
     """
     spec = workload.spec
+    if isinstance(recording, Recorded):
+        if answers_fit(recording.manifest, identity, spec):
+            return recording.answers(first, last)
+        if recording.manifest.reduced is not None:
+            raise ConfigError(
+                f"{recording.name} holds reduced pictures, on which no other workload than its own "
+                f"({recording.manifest.workload.model}) can be run; record it for this one"
+            )
     key = json.dumps(
         [
             recording.content_hash(),
@@ -77,6 +89,22 @@ def label(
             f"use --end {max(gone / recording.count - 0.005, 0):.2f} or repair it"
         )
     return [known[index] for index in range(first, last)]
+
+
+def answers_fit(manifest: RecordingManifest, identity: str, spec: WorkloadSpec) -> bool:
+    """Whether a recording's answers are those of this model, decoder, task and labels."""
+    info = manifest.workload
+    return manifest.decoding_version == DECODING_VERSION and (
+        info.model_identity, info.decoder, info.task, info.labels
+    ) == (identity, spec.decoder, spec.task, list(spec.labels))  # fmt: skip
+
+
+def stream_times(recording: Recording, first: int, last: int) -> np.ndarray:
+    """Return when inputs first..last-1 came, float64 seconds: as recorded where that is known,
+    else evenly at the recording's rate."""
+    if isinstance(recording, Recorded):
+        return recording.times_s(first, last)
+    return np.arange(first, last) / recording.rate_hz
 
 
 def _read(path: Path) -> dict[int, Value]:

@@ -80,6 +80,12 @@ class Policy:
         self.filtered_in_a_row = 0
         self._inferred_at_s = now_s
 
+    def follow(self, other: Policy) -> None:
+        """Count on from where another policy stands."""
+        self.since_inference = other.since_inference
+        self.filtered_in_a_row = other.filtered_in_a_row
+        self._inferred_at_s = other._inferred_at_s
+
     def _decide(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
         knobs = self.knobs
         limit = knobs.max_consecutive_filtered

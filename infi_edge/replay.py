@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,6 +47,15 @@ def make_truth(values: list[Value], times_s: np.ndarray, task: Task, same: SameR
     """Put the model's answers and the task's rules together."""
     redundant = np.array([task.is_redundant(value) for value in values], bool)
     return Truth(times_s, values, redundant, same, task.empty, task.can_skip)
+
+
+def longest_quiet_s(truth: Truth) -> float:
+    """The longest time in which no answer was wanted and none changed, in seconds of the stream."""
+    values, times_s = truth.values, truth.times_s
+    changed = [not truth.same(a, b) for a, b in itertools.pairwise(values)]
+    lively = np.array([True, *changed], bool) | (~truth.redundant if truth.can_skip else False)
+    moments = np.append(times_s[lively], times_s[-1])
+    return float(np.diff(moments).max(initial=0.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -55,7 +55,12 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to one input and how it came about; the fields are those of Decision."""
+    """The answer to one input and how it came about; further fields are those of Decision.
+
+    at: wall time of the input, ISO 8601 in UTC; empty outside the daemon. scene_change: the whole
+    scene changes, inputs pass through. degraded: over budget, the promise is suspended.
+    before: the inputs kept from before this one (the pre-roll), where the gate has just opened.
+    """
 
     value: Any
     action: Action
@@ -68,3 +73,7 @@ class Result:
     age_s: float | None = None
     distance: int | None = None
     votes: int | None = None
+    at: str = ""
+    scene_change: bool = False
+    degraded: bool = False
+    before: tuple[Sample, ...] = field(default=(), repr=False)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -37,6 +37,17 @@ class WorkloadSpec:
     same: str = "exact"
     labels: tuple[str, ...] = ()
     modality: str = "image"
+
+
+@runtime_checkable
+class Infer(Protocol):
+    """What runs the model on one input: a Workload, or one that shares its model with others."""
+
+    task: Task
+    same: SameRule
+
+    def __call__(self, data: Any) -> Value:
+        """Return the task's value. Raises ExecutorError or SourceError."""
 
 
 def is_callable_name(model: str) -> bool:
@@ -121,11 +132,11 @@ class Workload:
 
     def __init__(
         self,
-        model: str | Path | Callable[[Any], Any],
+        model: str | Path | Callable[[Any], Any] | Network,
         spec: WorkloadSpec,
         threads: int = 1,
     ) -> None:
-        """model: a .tflite path, `package.module:function`, or any callable.
+        """model: a .tflite path, `package.module:function`, any callable, or a loaded network.
 
         A callable takes the input (a picture as a BGR uint8 frame (H, W, 3), a clip as a list of
         them, anything else as the sample has it) and returns outputs for the decoder.
@@ -133,7 +144,9 @@ class Workload:
         """
         self._network: Network | None = None
         self._function: Callable[[Any], Any] | None = None
-        if callable(model):
+        if isinstance(model, Network):
+            self._network = model
+        elif callable(model):
             self._function = model
         elif is_callable_name(str(model)):
             self._function = load_object(str(model), "model")

@@ -19,17 +19,18 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = README) -> list[str]:
     """The code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def command_lines() -> list[str]:
     """The lines that call the project's own commands."""
-    shell = [block for block in blocks("") if "infi-convert" in block]
+    pages = [README, (ROOT / "docs" / "daemon.md").read_text()]
+    shell = [block for page in pages for block in blocks("", page)]
     text = "\n".join(shell).replace("\\\n", " ")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    return [line for line in lines if line.startswith(("infi-edge ", "infi-convert "))]
+    return [line for line in lines if re.match(r"infi-(edge|convert) (--plugin|[a-z])", line)]
 
 
 def test_the_python_example_gates_a_camera(
@@ -50,10 +51,13 @@ def test_the_python_example_gates_a_camera(
     assert seen["result"].action in Action  # type: ignore[attr-defined]
 
 
-def test_the_settings_example_is_accepted(tmp_path: Path) -> None:
-    [example] = blocks("toml")
+@pytest.mark.parametrize("page", ["README.md", "docs/daemon.md"])
+def test_the_settings_example_is_accepted(page: str, tmp_path: Path) -> None:
+    [example] = blocks("toml", (ROOT / page).read_text())
     (tmp_path / "yard.toml").write_text(example)
-    assert load_config(tmp_path / "yard.toml").gate.target_accuracy == 0.9
+    for name in ("yolov5n.tflite", "yard.infi"):
+        (tmp_path / name).touch()
+    assert load_config(tmp_path / "yard.toml").sources["yard"].model == "detector"
 
 
 def test_there_are_command_lines_to_check() -> None:

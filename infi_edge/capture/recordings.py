@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from infi_edge.capture.recorded import is_recorded, open_recorded, recorded_manifest
 from infi_edge.capture.replay import ImageFolder, Recording, VideoFile, files_hash
 from infi_edge.capture.signals import (
     constant_channels,
@@ -31,6 +32,7 @@ from infi_edge.preprocess import (
     TextSpec,
     VideoSpec,
     change_spec,
+    parse_spec,
     spec_class,
 )
 from infi_edge.preprocess.audio import MAX_RATE_HZ, MIN_RATE_HZ
@@ -53,9 +55,12 @@ def open_recording(text: str, rate_hz: float | None = None, spec: Spec | None = 
     """Open a file or a folder as the inputs that `spec` describes; default: single pictures.
 
     rate_hz: inputs a second of a folder of images, of lines or of arrays; samples a second of a
-    signal without times (default: the specification's). Raises SourceError or ConfigError.
+    signal without times (default: the specification's). A folder of `infi-edge record` has times
+    of its own. Raises SourceError or ConfigError.
     """
     path = _there(text)
+    if is_recorded(path):
+        return open_recorded(path, spec)
     if path.suffix.lower() in ARRAYS:
         array = read_arrays(path)
         if isinstance(spec, MotionSpec) and array.size == len(array) * math.prod(spec.shape):
@@ -93,8 +98,15 @@ def draft_spec(
 
     modality None: by the recording's suffix. settings: fields by name, and `window_ms`, `hop_ms`
     of a motion recording whose rate is known. rate_hz: samples a second of a signal without times.
+    What `infi-edge record` has written says itself what it is.
     """
     path = _there(text)
+    recorded = recorded_manifest(text)
+    if recorded is not None:
+        if modality not in (None, recorded.modality):
+            raise ConfigError(f"{text} holds {recorded.modality} inputs; leave out --modality")
+        spec = parse_spec(recorded.preprocess, recorded.modality, text)
+        return recorded.modality, change_spec(spec, settings)
     modality = modality or _guess(path)
     kind, settings = spec_class(modality), dict(settings)
     if path.suffix.lower() in ARRAYS:
@@ -129,6 +141,37 @@ def _motion_settings(file: Path, settings: dict[str, Any], rate_hz: float | None
             f"{file}: its samples are {1 / rate_hz:.4g} s apart; give times in seconds, or say "
             "how long a window is with --preprocess window=SAMPLES"
         )
+    return _with_lengths(found, settings, rate_hz)
+
+
+def draft_live_spec(modality: str, settings: dict[str, Any], rate_hz: float | None) -> Spec:
+    """Return what the inputs of a live source shall look like. Raises ConfigError.
+
+    rate_hz: samples a second of a signal; of anything else it is not asked.
+    """
+    kind, settings = spec_class(modality), dict(settings)
+    if kind is AudioSpec and rate_hz is not None:
+        settings = {"rate_hz": rate_hz, **settings}
+    if kind is MotionSpec:
+        if rate_hz is None and "rate_hz" in settings:
+            timed = change_spec(MotionSpec(), {"rate_hz": settings["rate_hz"]})
+            assert isinstance(timed, MotionSpec)
+            rate_hz = timed.rate_hz
+        if rate_hz is None or "channels" not in settings:
+            raise ConfigError(
+                "what of the sensor? Give --rate-hz, samples a second, and --preprocess "
+                "channels=NAME,NAME,..."
+            )
+        settings = _with_lengths({"rate_hz": rate_hz}, settings, rate_hz)
+        if isinstance(settings["channels"], str):
+            settings["channels"] = [settings["channels"]]
+    return change_spec(kind(), settings)
+
+
+def _with_lengths(
+    found: dict[str, Any], settings: dict[str, Any], rate_hz: float | None
+) -> dict[str, Any]:
+    """Fill in window and hop, in samples: 2 s and 0.5 s, or what `window_ms` and `hop_ms` say."""
     if rate_hz is not None:
         found |= {"window": round(2.0 * rate_hz), "hop": max(round(0.5 * rate_hz), 1)}
     for name in ("window", "hop"):

@@ -68,7 +68,7 @@ def image_tensor(data: Image, spec: ImageSpec) -> np.ndarray:
     (a JPEG decodes at 1/2, 1/4 or 1/8 of its size for a fraction of the cost).
     Raises ValueError if it is neither.
     """
-    frame = _decode_reduced(data, spec) if isinstance(data, bytes) else data
+    frame = reduced_frame(data, spec) if isinstance(data, bytes) else data
     if not isinstance(frame, np.ndarray):
         raise ValueError(f"an image is uint8 (H, W, 3), not {type(frame).__name__}")
     channels = frame.shape[2] if frame.ndim == 3 else 1
@@ -96,7 +96,11 @@ _REDUCED = (
 )
 
 
-def _decode_reduced(data: bytes, spec: ImageSpec) -> np.ndarray:
+def reduced_frame(data: bytes, spec: ImageSpec) -> np.ndarray:
+    """Decode a JPEG, uint8 (H, W, 3), at the smallest of its scales that the filter can use.
+
+    Raises ValueError if it is none.
+    """
     width, height = imagesize.get(io.BytesIO(data))
     flag = cv2.IMREAD_COLOR
     for factor, reduced in _REDUCED:

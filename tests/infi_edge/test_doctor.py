@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infi_edge.doctor import Finding, examine
+from infi_edge import doctor
+from infi_edge.doctor import EXTRAS, Finding, examine
 from infi_edge.interpreter import found_runtimes
 
 
@@ -33,7 +34,17 @@ HEALTHY = {
 }
 
 
-def test_a_healthy_machine_has_no_problem(tmp_path):
+@pytest.fixture
+def equipped(monkeypatch):
+    """Every program and library is here, and the user is in no group."""
+    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: f"lib{name}.so.2")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(doctor.os, "getegid", lambda: 1000)
+    monkeypatch.setattr(doctor.os, "getgroups", lambda: [])
+
+
+def test_a_healthy_machine_has_no_problem(tmp_path, equipped):
     findings = list(examine(machine(tmp_path, HEALTHY)))
     assert [f for f in findings if f.level == "problem"] == []
     assert all(f.advice for f in findings if f.level != "ok")
@@ -129,3 +140,73 @@ def test_this_very_machine_is_examined(monkeypatch):
     findings = list(examine())
     assert findings[0].what.startswith("Python 3.")
     assert {f.level for f in findings} <= {"ok", "note", "problem"}
+
+
+@pytest.mark.parametrize("module", sorted(EXTRAS))
+def test_a_missing_extra_is_named_with_what_installs_it(tmp_path, monkeypatch, module):
+    there = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name == module else there(name)
+    )
+    [finding] = about(tmp_path, module)
+    assert finding.level == "note"
+    assert finding.advice == f"pip install 'infi-edge[{EXTRAS[module][0]}]'"
+
+
+def test_sounddevice_without_its_library_is_a_problem(tmp_path, monkeypatch, equipped):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
+    assert [f.level for f in about(tmp_path, "PortAudio")] == ["ok"]
+    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: None)
+    [finding] = about(tmp_path, "PortAudio")
+    assert finding.level == "problem"
+    assert finding.advice == "sudo apt-get install libportaudio2"
+
+
+def test_gstreamer_is_asked_for_only_as_a_note(tmp_path, monkeypatch, equipped):
+    assert [f.level for f in about(tmp_path, "gst-launch-1.0")] == ["ok"]
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert [f.level for f in about(tmp_path, "gst-launch-1.0")] == ["note"]
+
+
+def test_a_user_outside_the_groups_of_devices_is_told_to_join(tmp_path, monkeypatch, equipped):
+    [finding] = about(tmp_path, "not in the groups")
+    assert "video" in finding.what
+    assert finding.advice.startswith("sudo usermod -aG ")
+    every = [group.gr_gid for group in doctor.grp.getgrall()]
+    monkeypatch.setattr(doctor.os, "getgroups", lambda: every)
+    assert about(tmp_path, "not in the groups") == []
+
+
+def test_buses_and_sensors_are_listed_by_name(tmp_path):
+    files = {
+        "dev/i2c-0": "",
+        "dev/i2c-1": "",
+        "dev/iio:device0": "",
+        "sys/bus/iio/devices/iio:device0/name": "lsm6ds3\n",
+        "sys/bus/iio/devices/iio:device1/name": "bme280\n",
+        "sys/bus/iio/devices/trigger0/name": "hrtimer\n",
+    }
+    root = machine(tmp_path, files)
+    assert about(root, "I2C /") == [Finding("ok", f"I2C {root}/dev/i2c-0, {root}/dev/i2c-1")]
+    assert about(root, "sensor iio") == [
+        Finding("ok", "sensor iio:device0 (lsm6ds3)"),
+        Finding("ok", "sensor iio:device1 (bme280)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problems"),
+    [
+        ("0", []),
+        ("50000", []),
+        ("1", ["too little voltage"]),
+        ("50005", ["too little voltage", "slowed down now"]),
+        ("8", ["slowed down now"]),
+    ],
+)
+def test_a_weak_power_supply_and_a_slowed_processor_are_problems(tmp_path, flags, problems):
+    path = "sys/devices/platform/soc/soc:firmware/get_throttled"
+    found = [f for f in examine(machine(tmp_path, {path: flags})) if f.level == "problem"]
+    found = [f for f in found if "slow" in f.what]
+    assert len(found) == len(problems)
+    assert all(word in f.what and f.advice for word, f in zip(problems, found, strict=True))

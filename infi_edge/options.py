@@ -1,0 +1,78 @@
+"""Options that several commands share, and that mean the same in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from infi_edge.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def workload_options(command: F) -> F:
+    """Add --model, --decoder, --task, --same, --labels: the same meaning in every command."""
+    for option in reversed(
+        (
+            click.option("--model", help="A .tflite file, or package.module:function."),
+            click.option("--model-version", default="", help="Of a callable; part of its name."),
+            click.option("--decoder", help="ssd, yolov5, blazeface, movenet, classification, raw."),
+            click.option("--task", help="count:car,bus, presence:person, label, pose, value, ..."),
+            click.option("--same", help="exact (default), within:1, iou:0.5."),
+            click.option("--labels", help="File of class names; else the model's own."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def target_options(command: F) -> F:
+    """Add --target-accuracy and --target-recall, between 0 and 1."""
+    between = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+    command = click.option("--target-recall", type=between, help="Of wanted inputs.")(command)
+    return click.option("--target-accuracy", type=between, help="Agreement with the model.")(
+        command
+    )
+
+
+def part_options(command: F) -> F:
+    """Add --start and --end, the part of a recording as fractions, and --rate-hz."""
+    positive = click.FloatRange(0.0, min_open=True)
+    rate = click.option(
+        "--rate-hz",
+        type=positive,
+        help="Of what has no times: images, lines; or samples a second of a signal.",
+    )
+    command = rate(command)
+    command = click.option("--end", default=1.0, show_default=True, help="Fraction.")(command)
+    return click.option("--start", default=0.0, show_default=True, help="Fraction.")(command)
+
+
+def preprocess_options(command: F) -> F:
+    """Add --modality and --preprocess."""
+    command = click.option(
+        "--preprocess",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Of the filter's input: width, height; frames, hop; window_ms, hop_ms, bands; ...",
+    )(command)
+    return click.option(
+        "--modality",
+        help="image, video, audio, text, motion, features; default: by the recording's suffix.",
+    )(command)
+
+
+def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return {key: value} of KEY=VALUE texts; a value with commas is a list.
+
+    Raises ConfigError.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--preprocess {text}: write KEY=VALUE")
+        settings[key] = value.split(",") if "," in value else value
+    return settings

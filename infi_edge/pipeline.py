@@ -1,0 +1,531 @@
+"""One source with its gate, in a thread of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+
+from infi_edge.budget import Allowance, OverBudget
+from infi_edge.bundle import Manifest, OperatingPoint, operating_point, parse_bundle
+from infi_edge.capture.address import public_address
+from infi_edge.capture.mask import Mask
+from infi_edge.capture.source import Backoff, Source
+from infi_edge.config import SourceConfig
+from infi_edge.errors import BundleError, InfiEdgeError, SourceError
+from infi_edge.events import Event, EventTracker
+from infi_edge.filter import InputFilter
+from infi_edge.gate import Gate, check_model, workload_spec
+from infi_edge.policy import Knobs
+from infi_edge.preprocess import MotionSpec
+from infi_edge.served import Abandoned, ModelClient, ServedModel
+from infi_edge.sinks.outlet import Outlet, size_bytes
+from infi_edge.status import Histogram, Minute, SourceStatus
+from infi_edge.tasks import Value
+from infi_edge.types import Action, Result, Sample
+
+log = logging.getLogger("infi_edge")
+
+SNAPSHOT_EVERY_S = 60.0
+HISTORY_MINUTES = 24 * 60
+PRE_ROLL_BYTES = 32 << 20
+LEAST_QUIET_S = 600.0
+AGE_BOUNDS_S = tuple(round(0.001 * 1.3**i, 6) for i in range(42))
+DEGRADED_S = 5.0
+"""Over budget only now and then is over budget: it is told until there was enough for so long."""
+FORCED = ("heartbeat", "too many filtered in a row", "last inference too long ago")
+"""Why an input may be inferred though the filter would not have."""
+
+
+def trained_rate_hz(manifest: Manifest) -> float | None:
+    """The rate of the pictures, lines or arrays a filter was trained on: some have none of their
+    own. A signal's rate is in the bundle's preprocessing."""
+    if isinstance(manifest.preprocess, MotionSpec):
+        return None
+    rate_hz = manifest.trained_on.get("rate_hz")
+    return float(rate_hz) if isinstance(rate_hz, (int, float)) and rate_hz > 0 else None
+
+
+def wall_time(unix_s: float) -> str:
+    """Return ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A source's gate, made ready by the daemon's thread and put in place by the source's own."""
+
+    config: SourceConfig
+    bundle_hash: str
+    manifest: Manifest
+    point: OperatingPoint
+    gate: Gate
+    client: ModelClient
+
+    @property
+    def identity(self) -> str:
+        """What a cache belongs to: source, model, and the bundle (the task is in it)."""
+        served = self.client.served
+        parts = [self.config.address, served.identity, served.config.path, self.bundle_hash]
+        parts += [json.dumps([self.config.masks, self.config.regions])]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def equals(self, other: Setup) -> bool:
+        """Whether another setup would decide just the same."""
+        return (
+            self.config == other.config
+            and self.bundle_hash == other.bundle_hash
+            and self.client.served is other.client.served
+        )
+
+
+def make_setup(config: SourceConfig, served: ServedModel, allowance: Allowance | None) -> Setup:
+    """Load a source's bundle and build its gate.
+
+    Raises BundleError, ConfigError or ExecutorError.
+    """
+    try:
+        content = Path(config.filter).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{config.filter} cannot be read: {error.strerror}") from error
+    bundle = parse_bundle(content, config.filter)
+    manifest = bundle.manifest
+    model = served.config
+    check_model(manifest, model.path, model.version, model.allow_other)
+    client = served.client(workload_spec(manifest))
+    point = operating_point(manifest, config.target_accuracy, config.target_recall)
+    gate = Gate(
+        InputFilter(bundle),
+        client,
+        knobs=capped(point.knobs, config),
+        enabled=config.enabled,
+        cache_entries=config.cache.entries,
+        cache_bytes=config.cache.max_bytes,
+        cache_age_s=config.cache.max_age_s,
+        eviction=config.cache.eviction,
+        mask=Mask(config.masks, config.regions),
+        scene_change=config.scene_change,
+        allowance=allowance,
+    )
+    return Setup(config, hashlib.sha256(content).hexdigest(), manifest, point, gate, client)
+
+
+def capped(knobs: Knobs, config: SourceConfig) -> Knobs:
+    """Return calibrated knobs under the configuration's own caps."""
+    names = ("max_consecutive_filtered", "heartbeat_s")
+    caps = {n: getattr(config, n) for n in names if getattr(config, n) is not None}
+    return msgspec.structs.replace(knobs, **caps)
+
+
+class Pipeline:
+    """Runs one source through its gate into the outlets, until the source ends or `close`.
+
+    Another thread may swap the setup, enable, disable, or choose another row of the table; this
+    takes place between two inputs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        setup: Setup,
+        open_source: Callable[[SourceConfig, Manifest], Source],
+        outlets: Iterable[Outlet],
+        state: Path,
+        keep_pictures: bool = False,
+    ) -> None:
+        """state: folder of snapshots. keep_pictures: keep the last input, for the page."""
+        self.name, self.state = name, state
+        self.status = SourceStatus(name, frame_age_s=Histogram(AGE_BOUNDS_S))
+        self.progress_s = time.monotonic()
+        self.error: InfiEdgeError | None = None
+        self.last: Sample | None = None
+        self._setup = setup
+        self._open = open_source
+        self._outlets = list(outlets)
+        self._keep_pictures = keep_pictures
+        self._source: Source | None = None
+        self._closing = threading.Event()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._before: deque[Sample] = deque()
+        self._before_bytes = 0
+        self._given_s = self._degraded_until_s = -math.inf
+        self._was_filtered = self._was_wanted = False
+        self._inferred: tuple[Value, ...] = ()
+        self._saved_s = time.monotonic()
+        self._now_s: float | None = None
+        self._quiet_from_s: float | None = None
+        self._told: dict[str, float] = {}
+        self._tracker = self._install(setup)
+        self.thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
+
+    # Called from other threads.
+
+    @property
+    def setup(self) -> Setup:
+        """What is in force."""
+        return self._setup
+
+    def swap(self, setup: Setup) -> None:
+        """Put another gate in place. Its cache is kept if it belongs to the same bundle."""
+        self._orders.append(lambda: self._swap(setup))
+
+    def enable(self, enabled: bool) -> None:
+        """Let the gate filter, or pass everything."""
+        self._orders.append(lambda: self._enable(enabled))
+
+    def choose(self, point: OperatingPoint) -> None:
+        """Take the thresholds of another row of the table."""
+        self._orders.append(lambda: self._choose(point))
+
+    def route(self, outlets: Iterable[Outlet]) -> None:
+        """Send results elsewhere from now on."""
+        self._outlets = list(outlets)  # at once: what was there may be closed next
+
+    def close(self) -> None:
+        """Begin to stop."""
+        self._closing.set()
+        source = self._source
+        if source is not None:
+            source.close()
+
+    # The source's own thread.
+
+    def _run(self) -> None:
+        waits = Backoff(1.0, 60.0).waits()
+        while not self._closing.is_set():
+            try:
+                self._loop()
+                break
+            except InfiEdgeError as error:
+                self.error = error
+                self.status.sentence = str(error)
+                break
+            except Exception as error:  # a defect must not end a daemon that runs for months
+                log.exception("%s: unexpected error; the source starts again", self.name)
+                self._error("internal", None, f"unexpected: {error!r}")
+                self._pause(next(waits))
+        self._save()
+        self.status.state = "ended" if self.error is None else "failing"
+
+    def _pause(self, wait_s: float) -> None:
+        until_s = time.monotonic() + wait_s
+        while time.monotonic() < until_s and not self._closing.wait(0.5):
+            self._alive()
+
+    def _alive(self) -> None:
+        self.progress_s = time.monotonic()
+
+    def _waiting(self) -> None:
+        self._alive()
+        if self._closing.is_set():
+            raise Abandoned("the source is closed")
+
+    def _loop(self) -> None:
+        self._source = source = self._open(self._setup.config, self._setup.manifest)
+        self.status.faults = source.health.counts
+        if self._closing.is_set():
+            source.close()
+        try:
+            for sample in source.samples():
+                self._alive()
+                while self._orders:
+                    self._orders.popleft()()
+                self.status.state, self.status.sentence = (
+                    source.health.state,
+                    source.health.sentence,
+                )
+                if sample is None:
+                    self._idle(source)
+                else:
+                    self._input(sample, source)
+                if self._closing.is_set():
+                    break
+        finally:
+            source.close()
+            self._source = None
+            self._end_events()
+
+    def _input(self, sample: Sample, source: Source) -> None:
+        gate, status = self._setup.gate, self.status
+        if self._now_s is None:
+            self._load(sample.time_s)
+        self._now_s = sample.time_s
+        age_s = max(source.now_s() - sample.time_s, 0.0)
+        at_s = time.time() - age_s
+        minute = self._minute(at_s)
+        self.last = sample if self._keep_pictures else None
+        filter_errors = gate.stats["filter_error"]
+        try:
+            result = gate(sample)
+        except Abandoned:
+            status.counts["abandoned"] += 1
+            return
+        except OverBudget:
+            status.counts["over_budget"] += 1
+            self._degrade("over budget: inputs are dropped")
+            self._tick(sample.time_s, at_s)
+            return
+        except InfiEdgeError as error:
+            cause = "input" if isinstance(error, SourceError) else "model"
+            minute.errors += 1
+            self._error(cause, sample, str(error))
+            self._tick(sample.time_s, at_s)
+            return
+        if gate.stats["filter_error"] > filter_errors and self._tell("filter"):
+            log.error("%s, input %d is inferred: %s", self.name, sample.index, result.why)
+        status.frame_age_s.observe(age_s + gate.filter_s)
+        status.filter_s.observe(gate.filter_s)
+        wanted = self._wanted(result)
+        result = replace(result, at=wall_time(at_s), before=self._pre_roll(sample, result, wanted))
+        self._count(result, sample, minute, wanted)
+        for outlet in self._outlets:
+            outlet.put_result(result, sample)
+        self._send(self._tracker.result(result, sample))
+        self._save_now_and_then()
+
+    def _wanted(self, result: Result) -> bool:
+        if result.action is Action.SKIP:
+            return False
+        return not self._setup.gate.task.is_redundant(result.value)
+
+    def _count(self, result: Result, sample: Sample, minute: Minute, wanted: bool) -> None:
+        status, client, gate = self.status, self._setup.client, self._setup.gate
+        minute.inputs += 1
+        minute.wanted += wanted
+        if result.action is Action.INFER:
+            status.model_s.observe(client.model_s)
+            status.queue_s.observe(client.queue_s)
+            minute.model_s += client.model_s
+        else:
+            minute.filtered += 1
+            status.bytes_saved += size_bytes(sample.data)
+        if gate.scene is not None:
+            status.counts["scene_change"] = gate.scene.changes
+        status.scene_change = result.scene_change
+        if result.degraded:
+            self._degrade("over budget: the last answer is given again")
+        self._recover()
+        status.last_value, status.last_action = result.value, result.action.value
+        status.last_why, status.last_at = result.why, result.at
+        status.last_score, status.last_p_changed = result.score, result.p_changed
+        status.cache_entries, status.cache_bytes = len(gate.cache), gate.cache.size_bytes
+        status.cache_hits = status.counts["reuse"]
+        status.cache_evictions = gate.cache.evictions
+        self._count_quiet(result, wanted)
+
+    def _degrade(self, how: str) -> None:
+        self.status.degraded = how
+        self._degraded_until_s = time.monotonic() + DEGRADED_S
+        if self._tell("over budget"):
+            log.warning("%s: %s; what is promised is suspended meanwhile", self.name, how)
+
+    def _recover(self) -> None:
+        if self.status.degraded and time.monotonic() >= self._degraded_until_s:
+            self.status.degraded = ""
+
+    def _count_quiet(self, result: Result, wanted: bool) -> None:
+        """The alarm: everything filtered for longer than this source's data ever was."""
+        status, now_s = self.status, result.time_s
+        if self._quiet_from_s is None:
+            self._quiet_from_s = now_s
+        status.quiet_s = now_s - self._quiet_from_s
+        if self._is_lively(result, wanted):
+            status.longest_quiet_s = max(status.longest_quiet_s, status.quiet_s)
+            self._quiet_from_s, status.quiet_s = now_s, 0.0
+        alarm = max(status.longest_quiet_s, LEAST_QUIET_S) < status.quiet_s
+        if alarm and not status.quiet_alarm:
+            log.warning(
+                "%s: everything filtered for %.0f s, longer than ever before; look whether the "
+                "source still shows what it should",
+                self.name, status.quiet_s,
+            )  # fmt: skip
+        status.quiet_alarm = alarm
+
+    def _is_lively(self, result: Result, wanted: bool) -> bool:
+        """Whether the filter asked for this inference, or a forced one has shown something wanted
+        or new, as `longest_quiet_s` of the training data has it."""
+        if result.action is not Action.INFER:
+            return False
+        before, self._inferred = self._inferred, (result.value,)
+        if result.why not in FORCED:
+            return True
+        gate = self._setup.gate
+        if wanted and getattr(gate.task, "can_skip", True):
+            return True
+        return bool(before) and not gate.policy.same(before[0], result.value)
+
+    def _pre_roll(self, sample: Sample, result: Result, wanted: bool) -> tuple[Sample, ...]:
+        """Keep the last pre_roll_s of inputs; give those away that were not given yet when the
+        gate opens, and all of them when something wanted begins."""
+        seconds = self._setup.config.pre_roll_s
+        if not seconds:
+            return ()
+        opens = result.action is Action.INFER and self._was_filtered
+        begins = wanted and not self._was_wanted
+        self._was_filtered, self._was_wanted = result.action is not Action.INFER, wanted
+        while self._before and sample.time_s - self._before[0].time_s > seconds:
+            self._forget_oldest()
+        before: tuple[Sample, ...] = ()
+        if self._before and (opens or begins):
+            before = tuple(s for s in self._before if begins or s.time_s > self._given_s)
+            self._given_s = self._before[-1].time_s
+        self._before.append(sample)
+        self._before_bytes += size_bytes(sample.data)
+        while self._before and self._before_bytes > PRE_ROLL_BYTES:
+            self._forget_oldest()
+        return before
+
+    def _forget_oldest(self) -> None:
+        self._before_bytes -= size_bytes(self._before.popleft().data)
+
+    def _error(self, cause: str, sample: Sample | None, message: str) -> None:
+        self.status.counts["error"] += 1
+        self.status.errors[cause] += 1
+        if self._tell(cause):
+            where = self.name if sample is None else f"{self.name}, input {sample.index}"
+            log.error("%s: %s", where, message)
+        if sample is not None:
+            for outlet in self._outlets:
+                outlet.put_error(self.name, sample, message)
+
+    def _tell(self, cause: str) -> bool:
+        """Whether the log shall have it: once per cause in ten minutes."""
+        now_s = time.monotonic()
+        told_s = self._told.get(cause)
+        if told_s is not None and now_s - told_s < 600.0:
+            return False
+        self._told[cause] = now_s
+        return True
+
+    def _send(self, events: Iterable[Event]) -> None:
+        for event in events:
+            for outlet in self._outlets:
+                outlet.put_event(event)
+        self.status.event_active = self._tracker.active
+
+    def _idle(self, source: Source) -> None:
+        self._tick(source.now_s(), time.time())
+        self._recover()
+        if source.health.state == "failing":
+            self._quiet_from_s = None  # no input at all is told otherwise
+        self._save_now_and_then()
+
+    def _tick(self, now_s: float, at_s: float) -> None:
+        self._send(self._tracker.tick(now_s, wall_time(at_s)))
+
+    def _end_events(self) -> None:
+        self._send(self._tracker.finish(wall_time(time.time())))
+
+    def _minute(self, at_s: float) -> Minute:
+        history = self.status.history
+        begin_s = at_s - at_s % 60
+        last_s = history[-1].at_s if history else math.inf
+        if not last_s - 60 <= begin_s <= last_s:  # or the clock was set back
+            history.append(Minute(begin_s))
+            if len(history) > HISTORY_MINUTES:
+                del history[0]
+        return history[-1]
+
+    # Orders, between two inputs.
+
+    def _install(self, setup: Setup) -> EventTracker:
+        """Take a setup into force; return what makes its results into events."""
+        status, config, manifest = self.status, setup.config, setup.manifest
+        gate = setup.gate
+        gate.stats = status.counts
+        setup.client.alive = self._waiting
+        status.address = public_address(config.address)
+        status.modality, status.model = manifest.modality, setup.client.served.name
+        status.bundle, status.task = Path(config.filter).name, manifest.workload.task
+        status.enabled = gate.enabled
+        status.points = list(manifest.calibration.points)
+        status.confidence = manifest.calibration.confidence
+        quiet_s = manifest.trained_on.get("longest_quiet_s", 0.0)
+        if isinstance(quiet_s, (int, float)):
+            status.longest_quiet_s = max(status.longest_quiet_s, float(quiet_s))
+        self._setup = setup
+        self._point(setup.point)
+        task = gate.task
+        can_skip = getattr(task, "can_skip", True)
+        return EventTracker(
+            self.name,
+            config.events,
+            lambda value: not task.is_redundant(value),
+            None if can_skip else gate.policy.same,
+        )
+
+    def _point(self, point: OperatingPoint) -> None:
+        status = self.status
+        status.chosen = status.points.index(point)
+        status.promise = (
+            f"{point.measure} of {point.target:g} ({point.kind})"
+            if status.enabled
+            else "everything is inferred"
+        )
+
+    def _swap(self, setup: Setup) -> None:
+        old = self._setup
+        if old.identity == setup.identity:
+            setup.gate.take_over(old.gate)
+        tracker = self._tracker
+        new = self._install(setup)
+        if setup.config.events != old.config.events or setup.identity != old.identity:
+            self._send(tracker.finish(wall_time(time.time())))
+            self._tracker = new
+            self._inferred = ()
+        log.info("%s: %s, %s is in force", self.name, self.status.bundle, self.status.promise)
+
+    def _enable(self, enabled: bool) -> None:
+        self._setup.gate.enabled = self.status.enabled = enabled
+        self._point(self.status.points[self.status.chosen])
+        log.info("%s: filtering is %s", self.name, "on" if enabled else "off")
+
+    def _choose(self, point: OperatingPoint) -> None:
+        if point not in self.status.points:  # of a bundle that was replaced meanwhile
+            return
+        self._setup.gate.policy.knobs = capped(point.knobs, self._setup.config)
+        self._point(point)
+        log.info("%s: %s is in force", self.name, self.status.promise)
+
+    # The cache on disk.
+
+    def _snapshot_path(self) -> Path | None:
+        return self.state / f"{self.name}.cache" if self._setup.config.cache.snapshot else None
+
+    def _load(self, now_s: float) -> None:
+        path = self._snapshot_path()
+        if path is None or not path.exists():
+            return
+        try:
+            count = self._setup.gate.cache.load(path, self._setup.identity, now_s)
+            log.info("%s: %d answers loaded from %s", self.name, count, path)
+        except BundleError as error:
+            log.warning("%s: cache snapshot not used: %s", self.name, error)
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self._saved_s > SNAPSHOT_EVERY_S:
+            self._save()
+
+    def _save(self) -> None:
+        """Write the snapshot, unless there was no input; a full disk is counted, not fatal."""
+        self._saved_s = time.monotonic()
+        path = self._snapshot_path()
+        if path is None or self._now_s is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._setup.gate.cache.save(path, self._setup.identity, self._now_s)
+        except OSError as error:
+            self.status.counts["snapshot_error"] += 1
+            if self._tell("snapshot"):
+                log.error("%s: %s cannot be written: %s", self.name, path, error.strerror)

@@ -1,0 +1,185 @@
+"""What is going on, as plain numbers: read by the metrics, the page and MQTT; and what can be
+changed from outside."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from infi_edge.bundle import OperatingPoint
+from infi_edge.tasks import Value
+from infi_edge.types import Image
+
+LATENCY_BOUNDS_S = (
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+    10.0, 30.0, 60.0,
+)  # fmt: skip
+
+
+class Histogram:
+    """Counts of seconds in fixed buckets; one writer."""
+
+    __slots__ = ("bounds_s", "count", "counts", "total_s")
+
+    def __init__(self, bounds_s: tuple[float, ...] = LATENCY_BOUNDS_S) -> None:
+        self.bounds_s = bounds_s
+        self.counts = [0] * (len(bounds_s) + 1)
+        self.count = 0
+        self.total_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect.bisect_left(self.bounds_s, seconds)] += 1
+        self.count += 1
+        self.total_s += seconds
+
+    def quantile(self, share: float) -> float | None:
+        """The upper bound of the bucket where `share` of the counts is reached; None if empty."""
+        wanted, seen = share * self.count, 0
+        for bound_s, count in zip((*self.bounds_s, float("inf")), self.counts, strict=True):
+            seen += count
+            if count and seen >= wanted:
+                return bound_s
+        return None
+
+
+@dataclass(slots=True)
+class Minute:
+    """One minute of a source, for the page's plots. at_s: unix seconds of its beginning.
+
+    filtered: skipped and reused. wanted: inputs whose value was wanted. model_s: spent in it.
+    """
+
+    at_s: float
+    inputs: int = 0
+    filtered: int = 0
+    wanted: int = 0
+    errors: int = 0
+    model_s: float = 0.0
+
+
+@dataclass(slots=True)
+class SourceStatus:
+    """One source now. The daemon's own object, written by the source's thread, read by any.
+
+    counts: skip, reuse, infer, error, filter_error, over_budget, snapshot_error, scene_change, ...
+    faults: of the source, by cause (health.counts). state: starting, live, failing, ended.
+    sentence: what is wrong with it now. frame_age_s: of inputs when their decision was made.
+    promise: what the thresholds hold, or why they are suspended. bundle: its file's name.
+    points: the bundle's table; chosen: the row in force; confidence: of the rows' bounds.
+    longest_quiet_s: see `quiet_alarm`.
+    model_saved_s: what the filtered inputs would have cost at the model's mean.
+    bytes_saved: of inputs not sent off the device.
+    """
+
+    name: str
+    address: str = ""
+    modality: str = ""
+    model: str = ""
+    bundle: str = ""
+    task: str = ""
+    state: str = "starting"
+    sentence: str = ""
+    enabled: bool = True
+    degraded: str = ""
+    scene_change: bool = False
+    promise: str = ""
+    points: list[OperatingPoint] = field(default_factory=list)
+    chosen: int = 0
+    confidence: float | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    filter_s: Histogram = field(default_factory=Histogram)
+    model_s: Histogram = field(default_factory=Histogram)
+    queue_s: Histogram = field(default_factory=Histogram)
+    frame_age_s: Histogram = field(default_factory=Histogram)
+    cache_entries: int = 0
+    cache_bytes: int = 0
+    cache_hits: int = 0
+    cache_evictions: int = 0
+    bytes_saved: int = 0
+    last_value: Value = None
+    last_action: str = ""
+    last_why: str = ""
+    last_at: str = ""
+    last_score: float | None = None
+    last_p_changed: float | None = None
+    event_active: bool = False
+    quiet_s: float = 0.0
+    longest_quiet_s: float = 0.0
+    quiet_alarm: bool = False
+    history: list[Minute] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs were answered, one way or another."""
+        return sum(self.counts[action] for action in ("skip", "reuse", "infer"))
+
+    @property
+    def filtering_rate(self) -> float | None:
+        """Share of inputs that were not inferred."""
+        inputs = self.inputs
+        return 1.0 - self.counts["infer"] / inputs if inputs else None
+
+    @property
+    def model_saved_s(self) -> float:
+        """Seconds of the model that filtering has saved, at its mean so far."""
+        model = self.model_s
+        filtered = self.counts["skip"] + self.counts["reuse"]
+        return filtered * model.total_s / model.count if model.count else 0.0
+
+
+@dataclass(slots=True)
+class SinkStatus:
+    """One sink now. counts: sent, dropped, failed, ... queued: messages that wait."""
+
+    name: str
+    kind: str
+    sentence: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    queued: int = 0
+
+
+@dataclass(slots=True)
+class Status:
+    """The whole daemon now. cpu: cores used. memory_bytes: RSS of its processes together.
+
+    temperature_c, throttled, under_voltage: None where the machine does not say.
+    reloads: counts of `done` and `refused`. budget: what is over, or empty.
+    """
+
+    version: str
+    started_at: str = ""
+    uptime_s: float = 0.0
+    cpu: float = 0.0
+    memory_bytes: int = 0
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    under_voltage: bool | None = None
+    budget: str = ""
+    reloads: Counter[str] = field(default_factory=Counter)
+    reload_sentence: str = ""
+    sources: list[SourceStatus] = field(default_factory=list)
+    sinks: list[SinkStatus] = field(default_factory=list)
+
+
+class Control(Protocol):
+    """What may be asked and changed from outside; every method from any thread."""
+
+    def status(self) -> Status:
+        """Return what is going on. The counters in it are live, not copies."""
+
+    def set_enabled(self, source: str, enabled: bool) -> None:
+        """Let the gate filter, or pass everything. Raises ConfigError for an unknown source."""
+
+    def set_target(self, source: str, measure: str, target: float) -> OperatingPoint:
+        """Choose the row of the bundle's table for `accuracy` or `recall`; return it.
+
+        Raises ConfigError for an unknown source, or if the table has no such row.
+        """
+
+    def picture(self, source: str) -> Image | None:
+        """The last input of a source as a picture, or None if it has none."""
