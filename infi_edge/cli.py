@@ -183,6 +183,9 @@ def run(
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1 if failed else 0)
+    for sink in loop.status().sinks if config is None else ():
+        if lost := sink.counts["abandoned"] + sink.counts["dropped"]:
+            raise ConfigError(f"{lost} results are lost: {sink.sentence or 'too late to write'}")
     if failed:
         raise click.exceptions.Exit(1)
 

@@ -110,7 +110,7 @@ def test_damaged_bundles_are_refused(command: Command, toy_bundle: Path, tmp_pat
 
 
 def test_another_model_is_refused_unless_allowed(command: Command, toy_bundle: Path) -> None:
-    run = ("run", "--source", "toy.avi", "--filter", str(toy_bundle), "--end", "0.05")
+    run = ("run", "--fast", "--source", "toy.avi", "--filter", str(toy_bundle), "--end", "0.05")
     refused(command("infi-edge", *run, "--model", "toy_model:slow"), "another model")
     refused(
         command("infi-edge", *run, "--model", "toy_model:brightest", "--task", "label"), "--task"
@@ -123,9 +123,15 @@ def test_another_model_is_refused_unless_allowed(command: Command, toy_bundle: P
     ("text", "words"),
     [
         ("speed = 3\n", ("speed",)),
-        ('[source]\naddress = 3\n[model]\npath="x:y"\n[gate]\nfilter="z"\n', ("address", "str")),
-        ("[source\n", ("TOML",)),
-        ('[source]\naddress="a"\n[model]\npath="x:y"\n[gate]\nfilter="none.infi"\n', ("none",)),
+        (
+            '[sources.a]\naddress = 3\nfilter="z"\nmodel="m"\n[models.m]\npath="x:y"\n',
+            ("a.address", "str"),
+        ),
+        ("[sources\n", ("TOML",)),
+        (
+            '[sources.a]\naddress="camera:0"\nmodel="m"\nfilter="none.infi"\n[models.m]\npath="x:y"\n',
+            ("line 4", "none.infi"),
+        ),
     ],
 )
 def test_run_refuses_a_wrong_configuration(
@@ -169,8 +175,11 @@ def test_what_cannot_be_written_is_refused(
     assert done.returncode == 2
     assert "accuracy" in done.stdout
     assert "Traceback" not in done.stderr
-    run = ("run", "--filter", str(toy_bundle), *model, "--output", "/dev/full")
-    refused(command("infi-edge", *run), "No space left")
+    run = ("run", "--fast", "--filter", str(toy_bundle), *model, "--output", "/dev/full")
+    done = command("infi-edge", *run)
+    assert done.returncode == 2
+    assert "No space left" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_two_targets_are_refused(command: Command, toy_bundle: Path) -> None:
@@ -188,6 +197,6 @@ def test_a_damaged_image_is_named(command: Command, toy_bundle: Path, toy: Path)
     (folder / "1.jpg").write_bytes(b"no image")
     model = ("--source", "damaged", "--model", "toy_model:brightest")
     refused(command("infi-edge", "evaluate", str(toy_bundle), *model), "1.jpg", "remove")
-    done = command("infi-edge", "run", "--filter", str(toy_bundle), *model)
+    done = command("infi-edge", "run", "--fast", "--filter", str(toy_bundle), *model)
     assert done.returncode == 0
     assert done.stdout.count("error") == 1

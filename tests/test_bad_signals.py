@@ -247,7 +247,7 @@ def test_another_signal_than_the_filters_is_refused_by_evaluate_and_run(
         refused(command("infi-edge", "evaluate", bundle, *model_and_source), *words)
         refused(command("infi-edge", "run", "--filter", bundle, *model_and_source), *words)
     camera = ("--source", "camera:0", "--model", "bad_models:loud")
-    refused(command("infi-edge", "run", "--filter", sound, *camera), "camera:0", "pictures")
+    refused(command("infi-edge", "run", "--filter", sound, *camera), "camera:0", "audio")
 
 
 def test_a_bad_array_among_good_ones_is_inferred_and_counted(
@@ -262,7 +262,16 @@ def test_a_bad_array_among_good_ones_is_inferred_and_counted(
     np.save(bad / "bad" / "maps.npy", maps)
     done = command(
         "infi-edge",
-        *("run", "--filter", str(bundle), "--source", "bad/maps.npy", "--model", "bad_models:high"),
+        *(
+            "run",
+            "--fast",
+            "--filter",
+            str(bundle),
+            "--source",
+            "bad/maps.npy",
+            "--model",
+            "bad_models:high",
+        ),
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

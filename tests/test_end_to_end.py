@@ -52,7 +52,7 @@ def test_the_trained_filter_saves_inferences_on_a_part_it_never_saw(
 def test_run_writes_one_json_line_an_input(command: Command, toy_bundle: Path) -> None:
     done = command(
         "infi-edge",
-        *("run", "--source", "toy.avi", "--filter", str(toy_bundle)),
+        *("run", "--fast", "--source", "toy.avi", "--filter", str(toy_bundle)),
         *("--model", "toy_model:brightest", "--start", "0.5"),
     )
     assert done.returncode == 0, done.stderr
@@ -70,11 +70,11 @@ def test_run_takes_a_configuration_and_keeps_its_cache(
 ) -> None:
     config = toy / "toy.toml"
     config.write_text(
-        f'[source]\naddress = "toy.avi"\nstart = 0.5\n'
-        f'[model]\npath = "toy_model:brightest"\n'
-        f'[gate]\nfilter = "{toy_bundle.name}"\n'
-        f'[cache]\nsnapshot = "{tmp_path / "answers.cache"}"\n'
-        f'[output]\njsonl = "{tmp_path / "out.jsonl"}"\n'
+        f'state = "{tmp_path}"\n'
+        f'[models.square]\npath = "toy_model:brightest"\n'
+        f'[sources.yard]\naddress = "toy.avi"\nstart = 0.5\nfast = true\nmodel = "square"\n'
+        f'filter = "{toy_bundle.name}"\ncache.snapshot = true\n'
+        f'[sinks.lines]\nkind = "jsonl"\nevents = false\npath = "{tmp_path / "out.jsonl"}"\n'
     )
     first = command("infi-edge", "run", str(config))
     second = command("infi-edge", "run", str(config))
@@ -147,7 +147,7 @@ def test_a_disabled_gate_infers_everything(toy: Path, toy_bundle: Path) -> None:
 def test_nothing_is_cached_from_an_error(command: Command, toy: Path, toy_bundle: Path) -> None:
     done = command(
         "infi-edge",
-        *("run", "--source", "toy.avi", "--filter", str(toy_bundle)),
+        *("run", "--fast", "--source", "toy.avi", "--filter", str(toy_bundle)),
         *("--model", "toy_model:broken", "--allow-other-model", "--end", "0.1"),
     )
     lines = records(done.stdout)

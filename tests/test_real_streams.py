@@ -9,29 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from infi_edge.capture.camera import Camera
-from infi_edge.errors import SourceError
 from tests.conftest import DATA, MODELS, ROOT, need
-
-
-def test_a_camera_gives_the_newest_frame_and_says_when_it_ends(toy: Path) -> None:
-    camera = Camera(str(toy / "toy.avi"))
-    times, shapes = [], set()
-
-    def read() -> None:
-        for sample in camera.samples():
-            times.append(sample.time_s)
-            shapes.add(np.shape(sample.data))
-
-    with pytest.raises(SourceError, match="has ended"):
-        read()
-    assert shapes == {(240, 320, 3)}
-    assert times == sorted(times)
-    assert len(times) + camera.dropped == 240
-    camera.close()
 
 
 @pytest.mark.slow
