@@ -288,8 +288,7 @@ class Pipeline:
         wanted = self._wanted(result)
         result = replace(result, at=wall_time(at_s), before=self._pre_roll(sample, result, wanted))
         self._count(result, sample, minute, wanted)
-        for outlet in self._outlets:
-            outlet.put_result(result, sample)
+        self._deliver(result, sample)
         self._send(self._tracker.result(result, sample))
         self._save_now_and_then()
 
@@ -407,11 +406,30 @@ class Pipeline:
         self._told[cause] = now_s
         return True
 
+    def _deliver(self, result: Result, sample: Sample) -> None:
+        masked: Result | None = None
+        for outlet in self._outlets:
+            if not (outlet.wants_samples and outlet.wants_results):
+                outlet.put_result(result, sample)
+                continue
+            if masked is None:
+                masked = replace(result, before=tuple(map(self._masked, result.before)))
+                sample = self._masked(sample)
+            outlet.put_result(masked, sample)
+
     def _send(self, events: Iterable[Event]) -> None:
         for event in events:
+            if event.sample is not None and any(o.wants_samples for o in self._outlets):
+                sample, before = self._masked(event.sample), map(self._masked, event.before)
+                event = replace(event, sample=sample, before=tuple(before))  # noqa: PLW2901
             for outlet in self._outlets:
                 outlet.put_event(event)
         self.status.event_active = self._tracker.active
+
+    def _masked(self, sample: Sample) -> Sample:
+        """What may leave the daemon of an input: what is masked is not seen by anybody."""
+        data = self._setup.gate.masked(sample.data)
+        return sample if data is sample.data else replace(sample, data=data)
 
     def _idle(self, source: Source) -> None:
         self._tick(source.now_s(), time.time())

@@ -56,6 +56,7 @@ class Outlet:
     possible), it blocks instead. What a sink wants is in its attributes: `wants_results`,
     `wants_events` (true unless they say otherwise), `wants_samples` (else inputs are not kept),
     and `queue_size`, if its own settings have one. `queued`: what it still holds itself.
+    The outlet's own `wants_samples` and `wants_results` are the sink's.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class Outlet:
         self.name = name
         self.counts: Counter[str] = Counter(dropped=0, abandoned=0, failed=0)
         self._sink = sink
-        self._wants_results = bool(getattr(sink, "wants_results", True))
+        self.wants_results = bool(getattr(sink, "wants_results", True))
         self._wants_events = bool(getattr(sink, "wants_events", True))
-        self._wants_samples = bool(getattr(sink, "wants_samples", False))
+        self.wants_samples = bool(getattr(sink, "wants_samples", False))
         self._queue_size = int(getattr(sink, "queue_size", queue_size))
         self._max_bytes, self._flush_s, self._lossless = max_bytes, flush_s, lossless
         self._changed = threading.Condition()
@@ -96,10 +97,10 @@ class Outlet:
 
     def put_result(self, result: Result, sample: Sample) -> None:
         """Take one result and the input it answers."""
-        if not self._wants_results:
+        if not self.wants_results:
             return
         size = MESSAGE_BYTES
-        if self._wants_samples:
+        if self.wants_samples:
             size += size_bytes(sample.data) + sum(size_bytes(s.data) for s in result.before)
         else:
             sample = _without_data(sample)
@@ -111,7 +112,7 @@ class Outlet:
         if not self._wants_events:
             return
         size = MESSAGE_BYTES
-        if self._wants_samples:
+        if self.wants_samples:
             samples = event.before if event.sample is None else (event.sample, *event.before)
             size += sum(size_bytes(sample.data) for sample in samples)
         elif event.sample is not None:
@@ -120,10 +121,10 @@ class Outlet:
 
     def put_error(self, source: str, sample: Sample, message: str) -> None:
         """Take the error of one input; it counts as a result."""
-        if not self._wants_results:
+        if not self.wants_results:
             return
         size = MESSAGE_BYTES
-        if self._wants_samples:
+        if self.wants_samples:
             size += size_bytes(sample.data)
         else:
             sample = _without_data(sample)
