@@ -136,7 +136,7 @@ def run(
     **options: str | None,
 ) -> None:
     """Run the daemon: of CONFIG (TOML), or of --source, --filter and --model."""
-    logging.basicConfig(level=logging.INFO, format=log_format(), stream=sys.stderr)
+    log_to_stderr()
     if config is not None:
         if source or bundle or options["model"]:
             raise ConfigError("give a configuration file, or --source --filter --model, not both")
@@ -174,20 +174,23 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     signal.signal(signal.SIGINT, lambda *_: loop.stop())
     signal.signal(signal.SIGHUP, lambda *_: loop.request_reload())
-    failed = True
+    code = 2
     try:
         loop.run()
-        failed = _say_what_was_done(loop.status())
-    finally:
-        if loop.stuck:  # a model that cannot be interrupted: a normal exit would wait for it
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1 if failed else 0)
+        code = int(_say_what_was_done(loop.status()))
+    except InfiEdgeError as error:
+        if not loop.stuck:
+            raise
+        click.echo(f"infi-edge: {error}", err=True)
+    if loop.stuck:  # a model that cannot be interrupted: a normal exit would wait for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     for sink in loop.status().sinks if config is None else ():
         if lost := sink.counts["abandoned"] + sink.counts["dropped"]:
             raise ConfigError(f"{lost} results are lost: {sink.sentence or 'too late to write'}")
-    if failed:
-        raise click.exceptions.Exit(1)
+    if code:
+        raise click.exceptions.Exit(code)
 
 
 def _say_what_was_done(status: Status) -> bool:
@@ -217,9 +220,26 @@ def source_name(address: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", public_address(text)).strip("-")[:40] or "source"
 
 
-def log_format() -> str:
-    """Lines for a terminal, or for journald: it knows the time, and `<4>` tells it the level."""
-    return "%(levelname)s %(message)s"
+class _JournalFormatter(logging.Formatter):
+    """Lines as journald takes them: `<4>` is a warning; it knows the time itself."""
+
+    _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((p for level, p in self._PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def log_to_stderr() -> None:
+    """Log to standard error, for a terminal or, where systemd reads it, for journald."""
+    handler = logging.StreamHandler(sys.stderr)
+    journal = "JOURNAL_STREAM" in os.environ
+    handler.setFormatter(
+        _JournalFormatter("%(message)s")
+        if journal
+        else logging.Formatter("%(levelname)s %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 @cli.command("check")
