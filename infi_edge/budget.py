@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import Protocol
 
 from infi_edge.config import BudgetConfig
@@ -20,12 +21,29 @@ class OverBudget(InfiEdgeError):
 
 
 class Allowance(Protocol):
-    """What a gate asks before each inference."""
+    """What a gate asks before each inference. max_stale_s: see `BudgetConfig`."""
 
-    max_stale_s: float
+    @property
+    def max_stale_s(self) -> float:
+        """How old an answer may be that is given again."""
 
     def take(self) -> bool:
         """Take one inference, if there is one."""
+
+
+class Share:
+    """One source's part of a budget: `take` in its name."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    @property
+    def max_stale_s(self) -> float:
+        """The budget's."""
+        return self._budget.max_stale_s
+
+    def take(self) -> bool:
+        return self._budget.take(self)
 
 
 class Budget:
@@ -46,6 +64,8 @@ class Budget:
         self._step_s = self._filled_s
         self._taken = 0
         self._refused_s: float | None = None
+        self._owed: deque[object] = deque()
+        self._kept: set[object] = set()
         self._lock = threading.Lock()
         self.sentence = ""
 
@@ -54,8 +74,12 @@ class Budget:
         with self._lock:
             self._config, self._rate_hz = config, config.max_inferences_per_s
             self.max_stale_s, self._limit_hz, self.sentence = config.max_stale_s, None, ""
+            self._owed.clear()  # of sources that may be gone
+            self._kept.clear()
 
-    def take(self) -> bool:
+    def take(self, who: object = None) -> bool:
+        """who: a source. One that was refused has the next inference kept for it, in turn: else a
+        fast source takes all of them."""
         with self._lock:
             self._taken += 1
             rate_hz = self._now_hz()
@@ -65,8 +89,16 @@ class Budget:
             most = max(1.0, rate_hz * BURST_S)
             self._tokens = min(self._tokens + (now_s - self._filled_s) * rate_hz, most)
             self._filled_s = now_s
+            while self._owed and self._tokens >= 1.0:
+                self._kept.add(self._owed.popleft())
+                self._tokens -= 1.0
+            if who in self._kept:
+                self._kept.discard(who)
+                return True
             if self._tokens < 1.0:
                 self._refused_s = now_s
+                if who not in self._owed:
+                    self._owed.append(who)
                 return False
             self._tokens -= 1.0
             return True

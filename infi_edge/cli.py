@@ -38,7 +38,7 @@ from infi_edge.plugins import load_plugin
 from infi_edge.record_cli import record
 from infi_edge.replay import SKIPPED
 from infi_edge.service_cli import service
-from infi_edge.status import Status
+from infi_edge.status import SourceStatus
 from infi_edge.workload import Workload, find_labels, model_identity
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -177,7 +177,7 @@ def run(
     code = 2
     try:
         loop.run()
-        code = int(_say_what_was_done(loop.status()))
+        code = int(_say_what_was_done([*loop.status().sources, *loop.left]))
     except InfiEdgeError as error:
         if not loop.stuck:
             raise
@@ -193,10 +193,10 @@ def run(
         raise click.exceptions.Exit(code)
 
 
-def _say_what_was_done(status: Status) -> bool:
+def _say_what_was_done(sources: list[SourceStatus]) -> bool:
     """Print the summary; return whether every input failed."""
     counts: Counter[str] = Counter()
-    for source in status.sources:
+    for source in sources:
         counts += source.counts
     names = {
         "error": "errors",
@@ -239,7 +239,14 @@ def log_to_stderr() -> None:
         if journal
         else logging.Formatter("%(levelname)s %(message)s")
     )
+    handler.addFilter(_without_credentials)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _without_credentials(record: logging.LogRecord) -> bool:
+    """Whatever a model, a plugin or a library puts into a message: no line shows a password."""
+    record.msg, record.args = public_address(record.getMessage()), ()
+    return True
 
 
 @cli.command("check")

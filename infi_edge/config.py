@@ -322,6 +322,8 @@ def problems(config: Config) -> Iterator[Problem]:
     for name, sink in config.sinks.items():
         yield from _numbers(("sinks", name), sink)
         yield from _missing(("sinks", name), sink)
+        yield from _sink_problems(("sinks", name), sink)
+    yield from _twins(config)
     yield from _numbers(("budget",), config.budget)
     if config.web is not None:
         yield from _web_problems(config.web)
@@ -386,6 +388,33 @@ def _numbers(at: Key, table: Table) -> Iterator[Problem]:
             yield (*at, key), f"is {value}; it must be {least}"
         elif value > most:
             yield (*at, key), f"is too large; it must be at most {most}"
+
+
+def _sink_problems(at: Key, sink: SinkConfig) -> Iterator[Problem]:
+    if isinstance(sink, HttpSinkConfig) and not re.match(r"https?://[^/]", sink.url):
+        yield (*at, "url"), "is no URL; give http://HOST/PATH or https://HOST/PATH"
+    if isinstance(sink, JsonlSinkConfig) and sink.path != "-":
+        folder = os.path.dirname(sink.path) or "."
+        if not sink.path or os.path.isdir(sink.path):
+            yield (*at, "path"), "is no file; give one, or - for standard output"
+        elif not os.path.isdir(folder):
+            yield (*at, "path"), f"lies in {folder}, which does not exist; make the folder"
+    if isinstance(sink, SnapshotSinkConfig) and os.path.isfile(sink.folder):
+        yield (*at, "folder"), f"names {sink.folder}, which is a file"
+
+
+def _twins(config: Config) -> Iterator[Problem]:
+    """Two sinks that would write over each other, or throw each other out."""
+    seen: dict[object, str] = {}
+    for name, sink in config.sinks.items():
+        place: object = None
+        if isinstance(sink, MqttSinkConfig):
+            place = (sink.host, sink.port, sink.client_id or sink.topic)
+        elif isinstance(sink, (JsonlSinkConfig, SnapshotSinkConfig)):
+            place = sink.path if isinstance(sink, JsonlSinkConfig) else sink.folder
+        if place is not None and place in seen:
+            yield ("sinks", name), f"goes to the same place as sinks.{seen[place]}; leave one out"
+        seen[place] = name
 
 
 def _missing(at: Key, table: Table) -> Iterator[Problem]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from infi_edge import __version__
-from infi_edge.budget import Budget
+from infi_edge.budget import Budget, Share
 from infi_edge.bundle import Manifest, OperatingPoint, operating_point
 from infi_edge.capture.address import open_source, scheme_of
 from infi_edge.capture.source import Source
 from infi_edge.config import (
     Config,
     JsonlSinkConfig,
+    ModelConfig,
     MqttSinkConfig,
     SinkConfig,
     SnapshotSinkConfig,
@@ -39,8 +41,10 @@ from infi_edge.preprocess import AudioSpec
 from infi_edge.served import ServedModel, file_stamp
 from infi_edge.sinks import make_sink
 from infi_edge.sinks.outlet import Outlet
-from infi_edge.status import Status
+from infi_edge.status import SourceStatus, Status
+from infi_edge.tomlplace import line_of
 from infi_edge.types import Image
+from infi_edge.workload import is_callable_name
 
 if TYPE_CHECKING:
     from infi_edge.web.server import WebServer
@@ -71,6 +75,8 @@ class Daemon:
         Raises InfiEdgeError if something does not fit.
         """
         self._config, self._path, self._must_open = config, path, must_open
+        if path is not None:  # modules that it names lie beside it
+            sys.path.insert(0, str(path.resolve().parent))
         for plugin in config.plugins:
             load_plugin(plugin)
         self._stopping = self._reloading = False
@@ -87,6 +93,8 @@ class Daemon:
         self._retired: list[ServedModel] = []
         self.pipelines: dict[str, Pipeline] = {}
         self._leaving: list[Pipeline] = []
+        self.left: list[SourceStatus] = []
+        """Of sources that a reload has taken away, or begun anew."""
         self._broken: set[Pipeline] = set()
         self._hung: set[Pipeline] = set()
         self._models, self._setups = self._build(config)
@@ -107,11 +115,20 @@ class Daemon:
                 if known is not None and current and known.stamp == file_stamp(wanted.path):
                     models[name] = known
                 else:
-                    models[name] = ServedModel(name, wanted)
+                    with self._placed("models", name):
+                        self._check_code(known, wanted)
+                        models[name] = ServedModel(name, wanted)
         except InfiEdgeError:
             self._close_unused(models)
             raise
         return models
+
+    def _check_code(self, known: ServedModel | None, wanted: ModelConfig) -> None:
+        """Refuse another version of code that is loaded: Python reads a module once."""
+        if known is None or not is_callable_name(wanted.path) or known.config.path != wanted.path:
+            return
+        if known.config.version != wanted.version:
+            raise ConfigError(f"{wanted.path} is read at the start only; start the daemon again")
 
     def _check_source(self, name: str, setup: Setup) -> None:
         """Raise what opening the source would, as far as it can be known without the device."""
@@ -233,11 +250,15 @@ class Daemon:
 
     def _feed_watchdog(self, now_s: float) -> None:
         alive = [p for p in self.pipelines.values() if p.thread.is_alive()]
-        hung = {p for p in alive if now_s - p.progress_s >= HUNG_S}
-        for pipeline in hung - self._hung:
-            pipeline.status.state = "failing"
-            pipeline.status.sentence = f"its driver hangs, for more than {HUNG_S:g} s now"
-            log.error("%s: %s", pipeline.name, pipeline.status.sentence)
+        stuck = {p for p in alive if now_s - p.progress_s >= HUNG_S}
+        hung = stuck | {p for p in alive if p.setup.client.served.hangs}
+        for pipeline in hung:
+            what = f"its driver hangs, for more than {HUNG_S:g} s now"
+            if pipeline not in stuck:
+                what = f"its model {pipeline.setup.client.served.name} hangs"
+            pipeline.status.state, pipeline.status.sentence = "failing", what
+            if pipeline not in self._hung:
+                log.error("%s: %s", pipeline.name, what)
         self._hung = hung
         if not hung:
             self._notifier.watchdog()
@@ -286,7 +307,7 @@ class Daemon:
         for thread in closing:
             thread.join(max(until_s - time.monotonic(), 0.0))
         for model in models:
-            model.join(0.5)
+            model.join(max(min(0.5, until_s - time.monotonic()), 0.0))
         left = [p.name for p in pipelines if p.thread.is_alive()]
         if left:
             log.warning("%s did not stop in time", ", ".join(left))
@@ -375,17 +396,31 @@ class Daemon:
         """Load models and bundles and look at the addresses; nothing is left of it if it fails."""
         models = self._load_models(config)
         try:
-            setups = {
-                name: make_setup(source, models[source.model], self._budget)
-                for name, source in config.sources.items()
-            }
-            for name, setup in setups.items():
-                if not self._same_stream(name, setup):
-                    self._check_source(name, setup)
+            setups: dict[str, Setup] = {}
+            for name, source in config.sources.items():
+                with self._placed("sources", name):
+                    allowance = Share(self._budget)
+                    setups[name] = setup = make_setup(source, models[source.model], allowance)
+                    if not self._same_stream(name, setup):
+                        self._check_source(name, setup)
         except Exception:
             self._close_unused(models)
             raise
         return models, setups
+
+    @contextmanager
+    def _placed(self, *key: str) -> Iterator[None]:
+        """Say of which table of the configuration an error is."""
+        try:
+            yield
+        except InfiEdgeError as error:
+            if self._path is None:
+                raise
+            text = ""
+            with suppress(OSError, UnicodeDecodeError):
+                text = self._path.read_text(encoding="utf-8")
+            place = f"{self._path}, line {line_of(text, key)}"
+            raise type(error)(f"{place}: {'.'.join(key)}: {error}") from error
 
     def _close_unused(self, models: dict[str, ServedModel]) -> None:
         for model in models.values():
@@ -408,6 +443,7 @@ class Daemon:
     def _leave(self, pipeline: Pipeline) -> None:
         """Close a pipeline, and wait a moment: its device may be wanted again, and its sinks."""
         self._leaving.append(pipeline)
+        self.left.append(pipeline.status)
         pipeline.close()
         pipeline.thread.join(2.0)
 

@@ -324,6 +324,7 @@ class Pipeline:
 
     def _degrade(self, how: str) -> None:
         self.status.degraded = how
+        self.status.promise = "suspended while over budget"
         self._degraded_until_s = time.monotonic() + DEGRADED_S
         if self._tell("over budget"):
             log.warning("%s: %s; what is promised is suspended meanwhile", self.name, how)
@@ -331,6 +332,7 @@ class Pipeline:
     def _recover(self) -> None:
         if self.status.degraded and time.monotonic() >= self._degraded_until_s:
             self.status.degraded = ""
+            self._point(self.status.points[self.status.chosen])
 
     def _count_quiet(self, result: Result, wanted: bool) -> None:
         """The alarm: everything filtered for longer than this source's data ever was."""
@@ -388,6 +390,7 @@ class Pipeline:
         self._before_bytes -= size_bytes(self._before.popleft().data)
 
     def _error(self, cause: str, sample: Sample | None, message: str) -> None:
+        message = public_address(message)  # a model's exception may hold anything
         self.status.counts["error"] += 1
         self.status.errors[cause] += 1
         if self._tell(cause):

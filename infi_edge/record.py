@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from infi_edge.archive import write_atomically
-from infi_edge.capture.journal import JournalWriter, last_record
+from infi_edge.capture.journal import JournalWriter, last_record, segments
 from infi_edge.capture.mask import Mask
 from infi_edge.capture.recorded import (
     NAME,
@@ -61,13 +61,13 @@ class Recorder:
         content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         manifest = msgspec.json.decode(content, type=RecordingManifest)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_folder(folder, manifest)
             self._journal = JournalWriter(folder, max(max_bytes - len(content), 1))
         except OSError as error:
             raise _unwritable(folder, error) from error
         try:
-            if not is_recorded(folder):
+            if not is_recorded(folder) or last_record(folder) is None:
                 for left in [p for p in folder.iterdir() if _OWN.fullmatch(p.name)]:
                     left.unlink()
                 write_atomically(folder / NAME, content)
@@ -132,7 +132,7 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 
 
 def _check_folder(folder: Path, manifest: RecordingManifest) -> None:
-    if is_recorded(folder):
+    if is_recorded(folder) and last_record(folder) is not None:
         there = read_manifest(folder)
         if not there.same_workload(manifest):
             raise ConfigError(
@@ -140,7 +140,10 @@ def _check_folder(folder: Path, manifest: RecordingManifest) -> None:
                 f"task {there.workload.task}); give another folder"
             )
         return
-    foreign = sorted(p.name for p in folder.iterdir() if not _OWN.fullmatch(p.name))
+    own = {NAME} if is_recorded(folder) else set()
+    empty = set(segments(folder)) if own else set()
+    there_is = (p for p in folder.iterdir() if p not in empty and p.name not in own)
+    foreign = sorted(p.name for p in there_is if not _OWN.fullmatch(p.name))
     if foreign:
         raise ConfigError(f"{folder} holds other files ({foreign[0]}); give a new folder")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from infi_edge.capture.address import public_address
 from infi_edge.capture.source import TICK_S
 from infi_edge.config import ModelConfig
 from infi_edge.errors import ExecutorError, InfiEdgeError
@@ -120,7 +121,7 @@ class ServedModel:
             except InfiEdgeError as error:
                 job.error = error
             except BaseException as error:  # sys.exit() in a user's function: the thread lives on
-                job.error = ExecutorError(f"the model failed: {error!r}")
+                job.error = ExecutorError(public_address(f"the model failed: {error!r}"))
             job.ended_s = time.monotonic()
             job.data = None
             job.done.set()
@@ -141,6 +142,13 @@ class ServedModel:
         """Wait, after `close`, until the thread has ended; not for an inference that runs."""
         if self._running is None:
             self._thread.join(timeout_s)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether one inference runs for more than twice its deadline by now."""
+        job = self._running
+        begun_s = job.begun_s if job is not None else None
+        return begun_s is not None and time.monotonic() - begun_s > 2 * self.config.deadline_s
 
     @property
     def stuck(self) -> bool:

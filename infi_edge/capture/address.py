@@ -92,7 +92,8 @@ def public_address(text: str) -> str:
 
 _URL = re.compile(r"(?ia)(?:[a-z][a-z0-9+.-]*://|(?:rtsps?|https?):)\S+")
 _SECRET = re.compile(
-    r"""(?ix) \b ((?: user-id | user-pw | pass(?:word|wd|phrase)? | pw | token | secret ) \s*=\s*)
+    r"""(?ix) (?<![a-z0-9])
+    ((?: user-id | user-pw | pass(?:word|wd|phrase)? | pw | pwd | token | secret ) \s*=\s*)
     (?: "[^"]*" | '[^']*' | \S+ )"""
 )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from infi_edge.capture.address import public_address
 from infi_edge.capture.recorded import is_recorded, open_recorded, recorded_manifest
 from infi_edge.capture.replay import ImageFolder, Recording, VideoFile, files_hash
 from infi_edge.capture.signals import (
@@ -212,7 +213,9 @@ def _there(text: str) -> Path:
     except (OSError, ValueError):  # a name too long, a NUL in it
         there = False
     if not there:
-        raise SourceError(f"{text} does not exist; give a recording: a file or a folder")
+        raise SourceError(
+            f"{public_address(text)} does not exist; give a recording: a file or a folder"
+        )
     return path
 
 

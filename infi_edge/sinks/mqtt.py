@@ -79,7 +79,7 @@ class MqttSink:
         self._outstanding = 0
         self._connected = self._closing = False
         self._connections = self._announced_for = 0
-        self._announced: set[str] = set()
+        self._announced: dict[str, list[str]] = {}
         self._states: dict[str, tuple[dict[str, Any], float]] = {}
         self._told: set[str] = set()
         _check(config, self._topic)
@@ -126,10 +126,13 @@ class MqttSink:
             self._announced_for = self._connections
             self._announced.clear()
             self._states.clear()
-        for source in self._control.status().sources:
+        sources = self._control.status().sources
+        for name in self._announced.keys() - {source.name for source in sources}:
+            for topic in (*self._announced.pop(name), f"{self._topic}/{name}/state"):
+                self._publish(topic, b"", retain=True)  # what is retained of it goes
+        for source in sources:
             if source.name not in self._announced:
-                self._announced.add(source.name)
-                self._announce(source)
+                self._announced[source.name] = self._announce(source)
             self._tell_state(source)
 
     def close(self) -> None:
@@ -152,13 +155,15 @@ class MqttSink:
             raise NotNow(0.02 if self._connected else 0.5)
         self._publish(topic, msgspec.json.encode(record))
 
-    def _announce(self, source: SourceStatus) -> None:
+    def _announce(self, source: SourceStatus) -> list[str]:
+        """Let Home Assistant find a source; return the topics."""
         if not self._config.discovery:
-            return
+            return []
         entities = discovery(self._config.discovery, self._topic, source, self._config.commands)
         for topic, entity in entities.items():
             payload = b"" if entity is None else msgspec.json.encode(entity)
             self._publish(topic, payload, retain=True)
+        return list(entities)
 
     def _tell_state(self, source: SourceStatus) -> None:
         state = state_record(source)

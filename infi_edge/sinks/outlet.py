@@ -99,7 +99,7 @@ class Outlet:
         """Take one result and the input it answers."""
         if not self.wants_results:
             return
-        size = MESSAGE_BYTES
+        size = MESSAGE_BYTES + size_bytes(result.value)
         if self.wants_samples:
             size += size_bytes(sample.data) + sum(size_bytes(s.data) for s in result.before)
         else:

@@ -76,8 +76,9 @@ class Snapshots:
             self._delete_old()
             day, begin = _stamp(event.begun_at)
             stem = f"{begin}-{re.sub(r'[^A-Za-z0-9_-]', '', event.id)}"
-            for name, content in self._files(event, stem):
-                self._keep(day, name, content)
+            with Whole(self._folder / day) as whole:
+                for name, content in self._files(event, stem):
+                    self._keep(whole, day, name, content)
             self.sentence = ""
         except OSError as error:
             self.counts["failed"] += 1
@@ -108,16 +109,14 @@ class Snapshots:
             ending, content = _encoded(sample, data, rate_hz)
             yield f"{stem}-{number}.{ending}", content
 
-    def _keep(self, day: str, name: str, content: Callable[[], bytes]) -> None:
+    def _keep(self, whole: Whole, day: str, name: str, content: Callable[[], bytes]) -> None:
         data = content()
         size = _on_disk(len(data))
         if size > self._config.max_bytes:
             self.counts["dropped"] += 1
             return
         self._make_room(size)
-        folder = self._folder / day
-        folder.mkdir(mode=0o700, exist_ok=True)
-        write_whole(folder / name, data)
+        whole.add(name, data)
         self._sizes[day] = self._sizes.get(day, 0) + size
         self.counts["sent"] += 1
 
@@ -156,28 +155,44 @@ class Snapshots:
             folder.rmdir()
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, for its owner alone, that is there whole or not at all, power loss included.
+class Whole:
+    """Files of one folder, for their owner alone, that are there whole or not at all, power loss
+    included: they are written beside, brought to the disk at once, and renamed at the end.
 
     Raises OSError; then nothing is left behind.
     """
-    part = path.with_name(f".{path.name}.part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts: list[tuple[Path, Path]] = []
+
+    def __enter__(self) -> Whole:
+        return self
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write one file's bytes; it gets its name later."""
+        # At each event: somebody may have deleted them.
+        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._folder / name
+        part = path.with_name(f".{name}.part")
+        self._parts.append((part, path))
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb", buffering=0) as file:
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]
-            os.fsync(fd)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None and self._parts:
+                os.sync()  # once for all of them: a pre-roll is dozens of pictures
+                for part, path in self._parts:
+                    part.replace(path)
+                os.sync()
+        finally:
+            for part, _ in self._parts:
+                part.unlink(missing_ok=True)
 
 
 def _listed(folder: Path) -> list[Path]:

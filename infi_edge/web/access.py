@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import urlsplit
 
 from infi_edge.config import LOCAL
 
@@ -97,7 +96,7 @@ def is_same_origin(environ: Environ) -> bool:
     if site is not None:
         return bool(site == "same-origin")
     origin = environ.get("HTTP_ORIGIN")
-    return origin is None or urlsplit(str(origin)).netloc.lower() == _host(environ)
+    return origin is None or str(origin).lower().partition("://")[2] == _host(environ)
 
 
 def is_local_host(environ: Environ) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from infi_edge.web.access import (
     is_same_origin,
 )
 from infi_edge.web.view import history_json, json_bytes, picture_jpeg, status_json
+
+log = logging.getLogger("infi_edge")
 
 MAX_BODY_BYTES = 4096
 
@@ -113,6 +116,7 @@ class App:
         see. local: bound to this machine only, so that no other Host may be meant."""
         self._control, self._pictures, self._local = control, pictures, local
         self._access = Access(token)
+        self._failed = False
         self._metrics = Metrics(control)
         self._files = {f"/{name}": _file(name, kind) for name, kind in _FILES.items()}
         self._login_form = (resources.files("infi_edge.web") / "login.html").read_bytes()
@@ -133,6 +137,11 @@ class App:
             answer = _refusal("429 Too Many Requests", "Too many wrong tokens; wait a second.")
         except Refusal as refusal:
             answer = _refusal(refusal.status, refusal.sentence, refusal.allow)
+        except Exception:  # a defect: the log has it once, a caller cannot fill it
+            if not self._failed:
+                self._failed = True
+                log.exception("the page cannot answer")
+            answer = _refusal("500 Internal Server Error", "This could not be answered.")
         headers = [("Content-Type", answer.content_type), *_HEADERS]
         headers.append(("Referrer-Policy", "same-origin" if answer.referrer else "no-referrer"))
         optional = {"Allow": answer.allow, "Set-Cookie": answer.cookie, "Location": answer.location}

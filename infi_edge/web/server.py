@@ -65,7 +65,7 @@ class WebServer:
         listener = _listen(self._host, self._port)
         self._port = listener.getsockname()[1]
         # Its warnings are about single requests and the queue of them.
-        logging.getLogger("waitress").setLevel(logging.ERROR)
+        logging.getLogger("waitress").setLevel(logging.CRITICAL)
         self._server = self._create(
             _one_request(self._app),
             map=self._map,

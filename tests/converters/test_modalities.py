@@ -221,7 +221,9 @@ def check_network(command: Command, modality: str, bundle_path: Path, *options: 
     for head in ("skip", "reuse"):
         if manifest.mechanism in (head, "both"):
             assert float(manifest.parity[f"{head}_agreement"]) > 0.9
-    done = command("infi-edge", "run", "--fast", "--filter", str(bundle_path), *on_the_rest(modality))
+    done = command(
+        "infi-edge", "run", "--fast", "--filter", str(bundle_path), *on_the_rest(modality)
+    )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["index"] for line in lines] == list(range(COUNT - UNSEEN, COUNT))
