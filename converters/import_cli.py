@@ -34,7 +34,7 @@ from infi_edge.options import (
     target_options,
     workload_options,
 )
-from infi_edge.pipeline import trained_rate_hz
+from infi_edge.setups import trained_rate_hz
 
 
 @click.command("keras")

@@ -33,11 +33,11 @@ from infi_edge.errors import ConfigError, InfiEdgeError
 from infi_edge.filter import InputFilter
 from infi_edge.gate import workload_for
 from infi_edge.options import part_options, target_options, workload_options
-from infi_edge.pipeline import trained_rate_hz
 from infi_edge.plugins import load_plugin
 from infi_edge.record_cli import record
 from infi_edge.replay import SKIPPED
 from infi_edge.service_cli import service
+from infi_edge.setups import trained_rate_hz
 from infi_edge.status import SourceStatus
 from infi_edge.workload import Workload, find_labels, model_identity
 

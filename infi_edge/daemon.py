@@ -35,10 +35,11 @@ from infi_edge.config import (
 from infi_edge.errors import ConfigError, InfiEdgeError
 from infi_edge.machine import Machine, Processes
 from infi_edge.notify import Notifier
-from infi_edge.pipeline import Pipeline, Setup, make_setup, trained_rate_hz, wall_time
+from infi_edge.pipeline import Pipeline, wall_time
 from infi_edge.plugins import load_plugin
 from infi_edge.preprocess import AudioSpec
 from infi_edge.served import ServedModel, file_stamp
+from infi_edge.setups import Setup, make_setup, trained_rate_hz
 from infi_edge.sinks import make_sink
 from infi_edge.sinks.outlet import Outlet
 from infi_edge.status import SourceStatus, Status

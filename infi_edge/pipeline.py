@@ -2,129 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import msgspec
-
-from infi_edge.budget import Allowance, OverBudget
-from infi_edge.bundle import Manifest, OperatingPoint, operating_point, parse_bundle
+from infi_edge.budget import OverBudget
+from infi_edge.bundle import Manifest, OperatingPoint
 from infi_edge.capture.address import public_address
-from infi_edge.capture.mask import Mask
 from infi_edge.capture.source import Backoff, Source
 from infi_edge.config import SourceConfig
 from infi_edge.errors import BundleError, InfiEdgeError, SourceError
 from infi_edge.events import Event, EventTracker
-from infi_edge.filter import InputFilter
-from infi_edge.gate import Gate, check_model, workload_spec
-from infi_edge.policy import Knobs
-from infi_edge.preprocess import MotionSpec
-from infi_edge.served import Abandoned, ModelClient, ServedModel
+from infi_edge.preroll import PreRoll
+from infi_edge.quiet import Quiet
+from infi_edge.served import Abandoned
+from infi_edge.setups import Setup, capped
 from infi_edge.sinks.outlet import Outlet, size_bytes
 from infi_edge.status import Histogram, Minute, SourceStatus
-from infi_edge.tasks import Value
 from infi_edge.types import Action, Result, Sample
 
 log = logging.getLogger("infi_edge")
 
 SNAPSHOT_EVERY_S = 60.0
 HISTORY_MINUTES = 24 * 60
-PRE_ROLL_BYTES = 32 << 20
-LEAST_QUIET_S = 600.0
 AGE_BOUNDS_S = tuple(round(0.001 * 1.3**i, 6) for i in range(42))
 DEGRADED_S = 5.0
 """Over budget only now and then is over budget: it is told until there was enough for so long."""
-FORCED = ("heartbeat", "too many filtered in a row", "last inference too long ago")
-"""Why an input may be inferred though the filter would not have."""
-
-
-def trained_rate_hz(manifest: Manifest) -> float | None:
-    """The rate of the pictures, lines or arrays a filter was trained on: some have none of their
-    own. A signal's rate is in the bundle's preprocessing."""
-    if isinstance(manifest.preprocess, MotionSpec):
-        return None
-    rate_hz = manifest.trained_on.get("rate_hz")
-    return float(rate_hz) if isinstance(rate_hz, (int, float)) and rate_hz > 0 else None
 
 
 def wall_time(unix_s: float) -> str:
     """Return ISO 8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """A source's gate, made ready by the daemon's thread and put in place by the source's own."""
-
-    config: SourceConfig
-    bundle_hash: str
-    manifest: Manifest
-    point: OperatingPoint
-    gate: Gate
-    client: ModelClient
-
-    @property
-    def identity(self) -> str:
-        """What a cache belongs to: source, model, and the bundle (the task is in it)."""
-        served = self.client.served
-        parts = [self.config.address, served.identity, served.config.path, self.bundle_hash]
-        parts += [json.dumps([self.config.masks, self.config.regions])]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-    def equals(self, other: Setup) -> bool:
-        """Whether another setup would decide just the same."""
-        return (
-            self.config == other.config
-            and self.bundle_hash == other.bundle_hash
-            and self.client.served is other.client.served
-        )
-
-
-def make_setup(config: SourceConfig, served: ServedModel, allowance: Allowance | None) -> Setup:
-    """Load a source's bundle and build its gate.
-
-    Raises BundleError, ConfigError or ExecutorError.
-    """
-    try:
-        content = Path(config.filter).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{config.filter} cannot be read: {error.strerror}") from error
-    bundle = parse_bundle(content, config.filter)
-    manifest = bundle.manifest
-    model = served.config
-    check_model(manifest, model.path, model.version, model.allow_other)
-    client = served.client(workload_spec(manifest))
-    point = operating_point(manifest, config.target_accuracy, config.target_recall)
-    gate = Gate(
-        InputFilter(bundle),
-        client,
-        knobs=capped(point.knobs, config),
-        enabled=config.enabled,
-        cache_entries=config.cache.entries,
-        cache_bytes=config.cache.max_bytes,
-        cache_age_s=config.cache.max_age_s,
-        eviction=config.cache.eviction,
-        mask=Mask(config.masks, config.regions),
-        scene_change=config.scene_change,
-        allowance=allowance,
-    )
-    return Setup(config, hashlib.sha256(content).hexdigest(), manifest, point, gate, client)
-
-
-def capped(knobs: Knobs, config: SourceConfig) -> Knobs:
-    """Return calibrated knobs under the configuration's own caps."""
-    names = ("max_consecutive_filtered", "heartbeat_s")
-    caps = {n: getattr(config, n) for n in names if getattr(config, n) is not None}
-    return msgspec.structs.replace(knobs, **caps)
 
 
 class Pipeline:
@@ -156,14 +70,11 @@ class Pipeline:
         self._source: Source | None = None
         self._closing = threading.Event()
         self._orders: deque[Callable[[], None]] = deque()
-        self._before: deque[Sample] = deque()
-        self._before_bytes = 0
-        self._given_s = self._degraded_until_s = -math.inf
-        self._was_filtered = self._was_wanted = False
-        self._inferred: tuple[Value, ...] = ()
+        self._kept = PreRoll()
+        self._degraded_until_s = -math.inf
         self._saved_s = time.monotonic()
         self._now_s: float | None = None
-        self._quiet_from_s: float | None = None
+        self._quiet = Quiet()
         self._told: dict[str, float] = {}
         self._tracker = self._install(setup)
         self.thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
@@ -256,7 +167,7 @@ class Pipeline:
             self._end_events()
 
     def _input(self, sample: Sample, source: Source) -> None:
-        gate, status = self._setup.gate, self.status
+        config, gate, status = self._setup.config, self._setup.gate, self.status
         if self._now_s is None:
             self._load(sample.time_s)
         self._now_s = sample.time_s
@@ -286,7 +197,11 @@ class Pipeline:
         status.frame_age_s.observe(age_s + gate.filter_s)
         status.filter_s.observe(gate.filter_s)
         wanted = self._wanted(result)
-        result = replace(result, at=wall_time(at_s), before=self._pre_roll(sample, result, wanted))
+        result = replace(
+            result,
+            at=wall_time(at_s),
+            before=self._kept.add(sample, result, wanted, config.pre_roll_s),
+        )
         self._count(result, sample, minute, wanted)
         self._deliver(result, sample)
         self._send(self._tracker.result(result, sample))
@@ -335,59 +250,17 @@ class Pipeline:
             self._point(self.status.points[self.status.chosen])
 
     def _count_quiet(self, result: Result, wanted: bool) -> None:
-        """The alarm: everything filtered for longer than this source's data ever was."""
-        status, now_s = self.status, result.time_s
-        if self._quiet_from_s is None:
-            self._quiet_from_s = now_s
-        status.quiet_s = now_s - self._quiet_from_s
-        if self._is_lively(result, wanted):
-            status.longest_quiet_s = max(status.longest_quiet_s, status.quiet_s)
-            self._quiet_from_s, status.quiet_s = now_s, 0.0
-        alarm = max(status.longest_quiet_s, LEAST_QUIET_S) < status.quiet_s
+        status, gate, quiet = self.status, self._setup.gate, self._quiet
+        wanted = wanted and getattr(gate.task, "can_skip", True)
+        alarm = quiet.count(result, wanted, gate.policy.same)
         if alarm and not status.quiet_alarm:
             log.warning(
                 "%s: everything filtered for %.0f s, longer than ever before; look whether the "
                 "source still shows what it should",
-                self.name, status.quiet_s,
+                self.name, quiet.quiet_s,
             )  # fmt: skip
+        status.quiet_s, status.longest_quiet_s = quiet.quiet_s, quiet.longest_s
         status.quiet_alarm = alarm
-
-    def _is_lively(self, result: Result, wanted: bool) -> bool:
-        """Whether the filter asked for this inference, or a forced one has shown something wanted
-        or new, as `longest_quiet_s` of the training data has it."""
-        if result.action is not Action.INFER:
-            return False
-        before, self._inferred = self._inferred, (result.value,)
-        if result.why not in FORCED:
-            return True
-        gate = self._setup.gate
-        if wanted and getattr(gate.task, "can_skip", True):
-            return True
-        return bool(before) and not gate.policy.same(before[0], result.value)
-
-    def _pre_roll(self, sample: Sample, result: Result, wanted: bool) -> tuple[Sample, ...]:
-        """Keep the last pre_roll_s of inputs; give those away that were not given yet when the
-        gate opens, and all of them when something wanted begins."""
-        seconds = self._setup.config.pre_roll_s
-        if not seconds:
-            return ()
-        opens = result.action is Action.INFER and self._was_filtered
-        begins = wanted and not self._was_wanted
-        self._was_filtered, self._was_wanted = result.action is not Action.INFER, wanted
-        while self._before and sample.time_s - self._before[0].time_s > seconds:
-            self._forget_oldest()
-        before: tuple[Sample, ...] = ()
-        if self._before and (opens or begins):
-            before = tuple(s for s in self._before if begins or s.time_s > self._given_s)
-            self._given_s = self._before[-1].time_s
-        self._before.append(sample)
-        self._before_bytes += size_bytes(sample.data)
-        while self._before and self._before_bytes > PRE_ROLL_BYTES:
-            self._forget_oldest()
-        return before
-
-    def _forget_oldest(self) -> None:
-        self._before_bytes -= size_bytes(self._before.popleft().data)
 
     def _error(self, cause: str, sample: Sample | None, message: str) -> None:
         message = public_address(message)  # a model's exception may hold anything
@@ -438,7 +311,7 @@ class Pipeline:
         self._tick(source.now_s(), time.time())
         self._recover()
         if source.health.state == "failing":
-            self._quiet_from_s = None  # no input at all is told otherwise
+            self._quiet.restart()  # no input at all is told otherwise
         self._save_now_and_then()
 
     def _tick(self, now_s: float, at_s: float) -> None:
@@ -473,7 +346,7 @@ class Pipeline:
         status.confidence = manifest.calibration.confidence
         quiet_s = manifest.trained_on.get("longest_quiet_s", 0.0)
         if isinstance(quiet_s, (int, float)):
-            status.longest_quiet_s = max(status.longest_quiet_s, float(quiet_s))
+            self._quiet.longest_s = max(self._quiet.longest_s, float(quiet_s))
         self._setup = setup
         self._point(setup.point)
         task = gate.task
@@ -503,7 +376,7 @@ class Pipeline:
         if setup.config.events != old.config.events or setup.identity != old.identity:
             self._send(tracker.finish(wall_time(time.time())))
             self._tracker = new
-            self._inferred = ()
+            self._quiet.forget_answer()
         log.info("%s: %s, %s is in force", self.name, self.status.bundle, self.status.promise)
 
     def _enable(self, enabled: bool) -> None:

@@ -344,7 +344,7 @@ def test_nothing_is_left_after_a_start_that_fails(tmp_path: Path, run: Run) -> N
     write_rows(tmp_path / "rows.npy", LEVELS)
     with nothing_left_behind():
         tables = rows(tmp_path, "rows.npy", fast=True)
-        tables["sinks"]["more"] = {"kind": "jsonl", "path": str(tmp_path / "absent" / "x")}
+        tables["sinks"]["more"] = {"kind": "jsonl", "path": "/proc/no-such-file"}
         here = run(tables)
         here.wait()
         assert isinstance(here.error, ConfigError)
@@ -357,7 +357,7 @@ def test_nothing_is_left_after_a_start_that_fails(tmp_path: Path, run: Run) -> N
 
 @pytest.fixture
 def soon_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "LEAST_QUIET_S", 5.0)
+    monkeypatch.setattr("infi_edge.quiet.LEAST_S", 5.0)
 
 
 def alarms(caplog: pytest.LogCaptureFixture) -> int:
@@ -502,14 +502,29 @@ def test_a_target_chosen_while_the_filter_is_replaced_does_no_harm(
 
 def test_another_model_under_the_same_name_starts_with_no_answers(tmp_path: Path, run: Run) -> None:
     tables = rows(tmp_path)
-    tables["models"]["m"] |= {"allow_other": True, "version": "1"}
+    tables["models"]["m"]["allow_other"] = True
     here = run(tables)
     here.fed.feed(row(1), 0.0)
     here.fed.feed(row(1), 1.0)
-    tables["models"]["m"]["version"] = "2"
+    tables["models"]["m"]["path"] = "daemon_models:other"
     here.reload(tmp_path, tables)
     here.fed.feed(row(1), 2.0)
     assert here.source.counts == {"infer": 2, "reuse": 1}
+
+
+def test_another_version_of_code_that_is_loaded_is_refused(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = rows(tmp_path)
+    here = run(tables)
+    here.fed.feed(row(1), 0.0)
+    tables["models"]["m"]["version"] = "2"
+    write_config(tmp_path, tables)
+    here.daemon.request_reload()
+    until(lambda: here.daemon.status().reloads["refused"] == 1)
+    assert "read at the start only" in here.daemon.status().reload_sentence
+    here.fed.feed(row(1), 1.0)
+    assert here.source.counts == {"infer": 1, "reuse": 1}
 
 
 def test_what_is_asked_of_a_source_that_is_not_there_is_refused(tmp_path: Path, run: Run) -> None:

@@ -1,0 +1,96 @@
+"""A source's gate, built from its settings, its bundle and its model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from infi_edge.budget import Allowance
+from infi_edge.bundle import Manifest, OperatingPoint, operating_point, parse_bundle
+from infi_edge.capture.mask import Mask
+from infi_edge.config import SourceConfig
+from infi_edge.errors import BundleError
+from infi_edge.filter import InputFilter
+from infi_edge.gate import Gate, check_model, workload_spec
+from infi_edge.policy import Knobs
+from infi_edge.preprocess import MotionSpec
+from infi_edge.served import ModelClient, ServedModel
+
+
+def trained_rate_hz(manifest: Manifest) -> float | None:
+    """The rate of the pictures, lines or arrays a filter was trained on: some have none of their
+    own. A signal's rate is in the bundle's preprocessing."""
+    if isinstance(manifest.preprocess, MotionSpec):
+        return None
+    rate_hz = manifest.trained_on.get("rate_hz")
+    return float(rate_hz) if isinstance(rate_hz, (int, float)) and rate_hz > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A source's gate, made ready by the daemon's thread and put in place by the source's own."""
+
+    config: SourceConfig
+    bundle_hash: str
+    manifest: Manifest
+    point: OperatingPoint
+    gate: Gate
+    client: ModelClient
+
+    @property
+    def identity(self) -> str:
+        """What a cache belongs to: source, model, and the bundle (the task is in it)."""
+        served = self.client.served
+        parts = [self.config.address, served.identity, served.config.path, self.bundle_hash]
+        parts += [json.dumps([self.config.masks, self.config.regions])]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def equals(self, other: Setup) -> bool:
+        """Whether another setup would decide just the same."""
+        return (
+            self.config == other.config
+            and self.bundle_hash == other.bundle_hash
+            and self.client.served is other.client.served
+        )
+
+
+def make_setup(config: SourceConfig, served: ServedModel, allowance: Allowance | None) -> Setup:
+    """Load a source's bundle and build its gate.
+
+    Raises BundleError, ConfigError or ExecutorError.
+    """
+    try:
+        content = Path(config.filter).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{config.filter} cannot be read: {error.strerror}") from error
+    bundle = parse_bundle(content, config.filter)
+    manifest = bundle.manifest
+    model = served.config
+    check_model(manifest, model.path, model.version, model.allow_other)
+    client = served.client(workload_spec(manifest))
+    point = operating_point(manifest, config.target_accuracy, config.target_recall)
+    gate = Gate(
+        InputFilter(bundle),
+        client,
+        knobs=capped(point.knobs, config),
+        enabled=config.enabled,
+        cache_entries=config.cache.entries,
+        cache_bytes=config.cache.max_bytes,
+        cache_age_s=config.cache.max_age_s,
+        eviction=config.cache.eviction,
+        mask=Mask(config.masks, config.regions),
+        scene_change=config.scene_change,
+        allowance=allowance,
+    )
+    return Setup(config, hashlib.sha256(content).hexdigest(), manifest, point, gate, client)
+
+
+def capped(knobs: Knobs, config: SourceConfig) -> Knobs:
+    """Return calibrated knobs under the configuration's own caps."""
+    names = ("max_consecutive_filtered", "heartbeat_s")
+    caps = {n: getattr(config, n) for n in names if getattr(config, n) is not None}
+    return msgspec.structs.replace(knobs, **caps)
