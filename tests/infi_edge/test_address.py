@@ -144,6 +144,7 @@ def test_a_source_that_gives_something_else_is_refused(refuses):
         ("serial:/dev/ttyUSB0@115200", "serial:/dev/ttyUSB0@115200"),
         ("camera:/dev/v4l/by-id/a@b?c=d", "camera:/dev/v4l/by-id/a@b?c=d"),
         ("clips/yard.mp4", "clips/yard.mp4"),
+        ("rtsp://cam/user=me_password=geheim_channel=1", "rtsp://cam/user=me_password=***"),
     ],
 )
 def test_what_is_shown_of_an_address(text, shown):

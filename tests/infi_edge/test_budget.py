@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infi_edge import budget as module
-from infi_edge.budget import BURST_S, LEAST_HZ, STEP_S, Budget
+from infi_edge.budget import BURST_S, LEAST_HZ, STEP_S, Budget, Share
 from infi_edge.config import BudgetConfig
 
 
@@ -192,3 +192,16 @@ def test_several_sources_share_one_allowance():
     for thread in threads:
         thread.join()
     assert sum(taken) <= 50 + 50 * (time.monotonic() - begun_s) + 1
+
+
+def test_a_fast_source_does_not_take_all_of_a_slow_ones_part(clock):
+    budget = Budget(BudgetConfig(max_inferences_per_s=10.0))
+    fast, slow = Share(budget), Share(budget)
+    taken = {"fast": 0, "slow": 0}
+    for tick in range(300 * 20):
+        clock.now_s += 1 / 300
+        taken["fast"] += fast.take()
+        if tick % 150 == 0:
+            taken["slow"] += slow.take()
+    assert taken["slow"] >= 18, "40 were asked for"
+    assert taken["fast"] + taken["slow"] <= 20 * 10 + 12

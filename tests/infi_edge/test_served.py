@@ -175,9 +175,11 @@ def test_a_model_that_hangs_is_given_up_at_the_deadline_and_gathers_nothing(serv
     del inputs, asker
     gc.collect()
     assert alive() is None
+    assert served.hangs
     plugin.gate.set()
     wait_until(lambda: len(plugin.calls) == 1)  # the others were taken back
     assert served.client(VALUE)("after") == "after"
+    assert not served.hangs
 
 
 def test_a_slow_source_does_not_cost_another_its_answer(serve, plugin):

@@ -234,6 +234,28 @@ def test_results_events_and_errors_arrive_under_their_topics(
     assert sink.outlet.status().sentence == ""
 
 
+def test_nothing_retained_is_left_of_a_source_that_is_gone(
+    broker: Broker, run: Callable[..., Any]
+) -> None:
+    sink = run(Running(broker.port, Desk("yard", "gate")))
+    listener = run(Listener(broker.port))
+    until(lambda: listener.on("home/edge/gate/state") and listener.on("home/edge/yard/state"))
+    sink.desk.sources.pop()
+    until(lambda: listener.texts("home/edge/gate/state")[-1] == "")
+    until(lambda: not _retained(broker, run, "gate"))
+    assert _retained(broker, run, "yard")
+
+
+def _retained(broker: Broker, run: Callable[..., Any], source: str) -> list[str]:
+    """The topics about a source that a newcomer gets."""
+    newcomer = run(Listener(broker.port, client_id="newcomer"))
+    until(lambda: newcomer.on("home/edge/status"))
+    time.sleep(0.2)
+    topics = [message.topic for message in newcomer.got if source in message.topic]
+    newcomer.close()
+    return topics
+
+
 def test_the_state_is_retained_and_sent_when_it_changes(
     broker: Broker, run: Callable[..., Any]
 ) -> None:
