@@ -393,12 +393,8 @@ def _numbers(at: Key, table: Table) -> Iterator[Problem]:
 def _sink_problems(at: Key, sink: SinkConfig) -> Iterator[Problem]:
     if isinstance(sink, HttpSinkConfig) and not re.match(r"https?://[^/]", sink.url):
         yield (*at, "url"), "is no URL; give http://HOST/PATH or https://HOST/PATH"
-    if isinstance(sink, JsonlSinkConfig) and sink.path != "-":
-        folder = os.path.dirname(sink.path) or "."
-        if not sink.path or os.path.isdir(sink.path):
-            yield (*at, "path"), "is no file; give one, or - for standard output"
-        elif not os.path.isdir(folder):
-            yield (*at, "path"), f"lies in {folder}, which does not exist; make the folder"
+    if isinstance(sink, JsonlSinkConfig) and (not sink.path or os.path.isdir(sink.path)):
+        yield (*at, "path"), "is no file; give one, or - for standard output"
     if isinstance(sink, SnapshotSinkConfig) and os.path.isfile(sink.folder):
         yield (*at, "folder"), f"names {sink.folder}, which is a file"
 

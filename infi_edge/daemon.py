@@ -184,6 +184,7 @@ class Daemon:
         """
         web: WebServer | None = None
         try:
+            self._make_state()
             web = self._serve()
             self._outlets = self._make_outlets(self._config, self._setups)
             for name, setup in self._setups.items():
@@ -204,6 +205,15 @@ class Daemon:
             self._tell_broken()
             raise first
         self._tell_broken()
+
+    def _make_state(self) -> None:
+        """Make the state folder of a configuration, where results may go too."""
+        if self._path is None:
+            return
+        try:
+            Path(self._config.state).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self._config.state} cannot be made: {error.strerror}") from error
 
     def _watch(self) -> None:
         looked_s = machine_s = 0.0
@@ -522,6 +532,9 @@ def check(path: str | Path) -> Config:
     config = load_config(path)
     daemon = Daemon(config, Path(path))
     try:
+        for name, sink in config.sinks.items():
+            with daemon._placed("sinks", name, "path"):
+                _check_place(sink, Path(config.state))
         if any(isinstance(sink, MqttSinkConfig) for sink in config.sinks.values()):
             importlib.import_module("infi_edge.sinks.mqtt")
         if config.web is not None:
@@ -529,6 +542,15 @@ def check(path: str | Path) -> Config:
     finally:
         daemon._end()
     return config
+
+
+def _check_place(sink: SinkConfig, state: Path) -> None:
+    """Raise ConfigError if results have no folder; the state folder is made at the start."""
+    if not isinstance(sink, JsonlSinkConfig) or sink.path == "-":
+        return
+    folder = Path(sink.path).absolute().parent
+    if not folder.is_dir() and folder != state.absolute():
+        raise ConfigError(f"lies in {folder}, which does not exist; make the folder")
 
 
 def _web_server(daemon: Daemon, config: WebConfig) -> WebServer:

@@ -283,7 +283,7 @@ BAD: list[tuple[Callable[[Path, Tables], None], str]] = [
     (no_such_function, "daemon_models:absent"),
     (second_model, "daemon_models:absent"),
     (no_row, "promises no accuracy of 0.99"),
-    (no_place, r"sinks.more.path lies in .*absent"),
+    (no_place, r"sinks.more: .*absent/results.jsonl"),
     (bad_topic, r"sinks.home: topic 'a/#'"),
     (other_inputs, "notes.txt"),
     (failing_plugin, "unexpected: ValueError"),

@@ -228,7 +228,7 @@ def test_a_server_that_is_not_there_is_told_of_and_must_open_refuses() -> None:
         place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         source = lines_of(place)
         samples = source.samples()
-        until(source, samples, "read")
+        until(source, samples, "open")
         assert "cannot be reached: connection refused" in source.health.sentence
         source.close()
         with pytest.raises(SourceError, match="cannot be reached"):
