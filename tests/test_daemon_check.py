@@ -65,6 +65,37 @@ def test_a_wrong_one_is_a_sentence_with_file_and_line(tmp_path: Path, config: Ta
 
 
 @pytest.mark.parametrize(
+    ("sink", "words"),
+    [
+        ({"kind": "jsonl", "path": "absent/results.jsonl"}, "absent, which does not exist"),
+        ({"kind": "http", "url": "htp://yard.example/"}, "is no URL"),
+        ({"kind": "jsonl", "path": "results.jsonl"}, "same place as sinks."),
+    ],
+)
+def test_a_sink_that_has_no_place_is_refused_with_its_line(
+    tmp_path: Path, config: Tables, sink: Tables, words: str
+) -> None:
+    config["sinks"] = {"first": {"kind": "jsonl", "path": "results.jsonl"}, "second": sink}
+    write_config(tmp_path, config)
+    done = command(tmp_path, "check", "daemon.toml")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "daemon.toml, line " in done.stderr
+    assert "sinks.second" in done.stderr
+
+
+def test_results_may_go_to_the_state_folder_that_is_not_there_yet(
+    tmp_path: Path, config: Tables
+) -> None:
+    config["sinks"] = {"log": {"kind": "jsonl", "path": "state/results.jsonl", "events": False}}
+    write_config(tmp_path, config)
+    assert command(tmp_path, "check", "daemon.toml").returncode == 0
+    done = command(tmp_path, "run", "daemon.toml")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "state" / "results.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
     ("package", "hidden", "extra"),
     [("paho-mqtt", "paho", "mqtt"), ("prometheus-client", "prometheus_client", "web")],
 )
