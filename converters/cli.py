@@ -17,8 +17,10 @@ from converters.options import (
     make_target,
     make_workload,
     need_tensorflow,
+    open_head,
     workload_info,
 )
+from converters.partition_cli import split_command
 from converters.recordings import check_first, fit_spec, load_training_data
 from converters.table import check_length
 from converters.trained import TrainSettings
@@ -30,7 +32,9 @@ from infi_edge.capture.replay import part
 from infi_edge.cli import Bar, plugin_option, run_command
 from infi_edge.errors import ConfigError
 from infi_edge.evaluate import labelled
+from infi_edge.executors.headed import Headed
 from infi_edge.options import (
+    head_option,
     parse_settings,
     part_options,
     preprocess_options,
@@ -49,6 +53,7 @@ def cli() -> None:
 @cli.command("train")
 @click.argument("recording")
 @workload_options
+@head_option
 @target_options
 @part_options
 @click.option(
@@ -119,6 +124,7 @@ def train_command(
     allow_pass_through: bool,
     output: str,
     report: str | None,
+    head: str | None,
     **options: str | None,
 ) -> None:
     """Train on RECORDING (a file or a folder), calibrate, quantize, check, write.
@@ -130,10 +136,17 @@ def train_command(
     for path in (output, report):
         if path is not None:
             check_output(path)
-    modality, spec = draft_spec(modality, recording, parse_settings(preprocess), rate_hz)
-    workload, identity = make_workload(options, modality, recorded_manifest(recording))
+    settings = parse_settings(preprocess)
+    front, features = open_head(head, options, modality, settings)
+    if front is None or features is None:
+        modality, spec = draft_spec(modality, recording, settings, rate_hz)
+        workload, identity = make_workload(options, modality, recorded_manifest(recording))
+        clip = open_recording(recording, rate_hz, spec)
+    else:
+        modality, spec = "features", features
+        workload, identity = make_workload(options, modality, whole_input=front.input)
+        clip = Headed(open_recording(recording, rate_hz), front)
     target = make_target(target_accuracy, target_recall, workload)
-    clip = open_recording(recording, rate_hz, spec)
     first, last = part(clip, start, start + fraction * (end - start))
     check_length(last - first)
     spec = fit_spec(clip, first, last, spec)
@@ -148,7 +161,7 @@ def train_command(
     fitted = fit.fit(
         data,
         [target],
-        workload_info(options, workload, identity),
+        workload_info(options, workload, identity, front),
         TrainSettings(
             mechanism,
             steps=steps,
@@ -203,6 +216,7 @@ for _command in (
     calibrate_command,
     filterability_command,
     dataset_command,
+    split_command,
 ):
     cli.add_command(_command)
 

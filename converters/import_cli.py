@@ -26,8 +26,11 @@ from infi_edge.capture.replay import part
 from infi_edge.cli import Bar
 from infi_edge.errors import ConfigError
 from infi_edge.evaluate import labelled
+from infi_edge.executors.headed import Headed
 from infi_edge.filter import InputFilter
+from infi_edge.gate import head_for
 from infi_edge.options import (
+    head_option,
     parse_settings,
     part_options,
     preprocess_options,
@@ -139,6 +142,7 @@ def score_command(bundle: str, inputs: str) -> None:
 @click.argument("bundle")
 @click.option("--source", required=True, help="A recording: a file or a folder.")
 @workload_options
+@head_option
 @target_options
 @part_options
 @click.option("--confidence", default=0.95, show_default=True, type=click.FloatRange(0.5, 0.999))
@@ -155,6 +159,7 @@ def calibrate_command(
     confidence: float,
     allow_pass_through: bool,
     output: str | None,
+    head: str | None,
     **options: str | None,
 ) -> None:
     """Set BUNDLE's thresholds on a recording: a new target, camera or model, without training."""
@@ -168,9 +173,15 @@ def calibrate_command(
     for name in ("decoder", "task", "same"):  # a bundle that has a workload keeps what is not said
         if options[name] is None and info.task:
             options[name] = getattr(info, name)
-    workload, identity = make_workload(options, manifest.modality, recorded_manifest(source))
+    rate_hz = rate_hz or trained_rate_hz(manifest)
+    front = head_for(manifest, head, allow=True)
+    if front is None:
+        workload, identity = make_workload(options, manifest.modality, recorded_manifest(source))
+        recording = open_recording(source, rate_hz, spec)
+    else:
+        workload, identity = make_workload(options, "features", whole_input=front.input)
+        recording = Headed(open_recording(source, rate_hz), front)
     target = make_target(target_accuracy, target_recall, workload)
-    recording = open_recording(source, rate_hz or trained_rate_hz(manifest), spec)
     first, last = part(recording, start, end)
     check_unseen(loaded, recording.content_hash(), first, last)
     truth = labelled(recording, workload, identity, first, last, Bar("the model on every input"))
@@ -182,7 +193,7 @@ def calibrate_command(
         loaded,
         data,
         target,
-        workload_info(options, workload, identity),
+        workload_info(options, workload, identity, front),
         confidence,
         {"on": Path(source).name, "first_input": first, "last_input": last - 1},
         allow_pass_through=allow_pass_through,

@@ -10,17 +10,26 @@ from converters.calibrate import Target
 from infi_edge.bundle import WorkloadInfo
 from infi_edge.capture.recorded import RecordingManifest
 from infi_edge.errors import ConfigError, ExecutorError
+from infi_edge.executors.head import Head
+from infi_edge.interpreter import TensorSpec
 from infi_edge.labels import answers_fit
+from infi_edge.preprocess import FeaturesSpec, Spec, change_spec
 from infi_edge.workload import Workload, WorkloadSpec, find_labels, model_identity
+
+MAP_SIDE = 24
 
 
 def make_workload(
-    options: dict[str, str | None], modality: str, recorded: RecordingManifest | None = None
+    options: dict[str, str | None],
+    modality: str,
+    recorded: RecordingManifest | None = None,
+    whole_input: TensorSpec | None = None,
 ) -> tuple[Workload, str]:
     """Return (workload, model identity) of the command line. Raises InfiEdgeError.
 
     recorded: of the recording, whose workload then fills in what is not said, in `options` too.
-    Without --model its answers serve, and the workload cannot be run.
+    Without --model its answers serve, and the workload cannot be run. whole_input: of the tail of
+    a partitioned model.
     """
     if recorded is not None:
         for name in ("decoder", "task", "same"):
@@ -36,7 +45,7 @@ def make_workload(
     else:
         labels = find_labels(model, options["labels"])
     spec = WorkloadSpec(task, options["decoder"], options["same"] or "exact", labels, modality)
-    return Workload(model, spec), identity
+    return Workload(model, spec, whole_input=whole_input), identity
 
 
 def _answered(
@@ -72,7 +81,7 @@ def check_output(path: str) -> None:
 
 
 def workload_info(
-    options: dict[str, str | None], workload: Workload, identity: str
+    options: dict[str, str | None], workload: Workload, identity: str, head: Head | None = None
 ) -> WorkloadInfo:
     """What the bundle says of its workload."""
     return WorkloadInfo(
@@ -82,7 +91,30 @@ def workload_info(
         task=workload.spec.task,
         same=workload.spec.same,
         labels=list(workload.spec.labels),
+        head_identity="" if head is None else head.identity,
     )
+
+
+def open_head(
+    path: str | None, options: dict[str, str | None], modality: str | None, settings: dict[str, Any]
+) -> tuple[Head | None, Spec | None]:
+    """Return (head, what its features are to a filter) of --head, or (None, None).
+
+    Large maps are pooled to at most MAP_SIDE cells a side unless the settings say how.
+    Raises ConfigError or ExecutorError.
+    """
+    if path is None:
+        return None, None
+    if modality not in (None, "features"):
+        raise ConfigError(f"--head gives features, not {modality}; leave out --modality")
+    head = Head(path, options["decoder"] or "raw")
+    shape, kind = head.output.shape[1:], head.output.dtype.name
+    if kind not in ("float32", "int8", "uint8", "int32"):
+        raise ConfigError(f"{path} gives {kind}; a filter reads float32, int8, uint8 or int32")
+    found: dict[str, Any] = {"size": shape, "type": kind}
+    if len(shape) == 3 and kind != "int32":
+        found["pool"] = -(-max(shape[:2]) // MAP_SIDE)
+    return head, change_spec(FeaturesSpec(), {**found, **settings})
 
 
 def make_target(

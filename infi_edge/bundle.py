@@ -62,6 +62,7 @@ class WorkloadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The workload the filter was trained for, as text, and what tells its model apart.
 
     task "": none yet; the bundle lets everything through until it is calibrated.
+    head_identity: of the head whose features the filter reads, `model` is its tail; else "".
     """
 
     model: str
@@ -70,6 +71,7 @@ class WorkloadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     task: str
     same: str
     labels: list[str]
+    head_identity: str = ""
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -17,6 +17,7 @@ import click
 import cv2
 
 from infi_edge import __version__, daemon, doctor, evaluate
+from infi_edge.bandwidth import Bandwidth
 from infi_edge.bundle import Manifest, OperatingPoint, operating_point, read_bundle
 from infi_edge.capture.address import GRAMMAR, public_address, scheme_of
 from infi_edge.capture.recordings import open_recording
@@ -30,16 +31,26 @@ from infi_edge.config import (
     load_config,
 )
 from infi_edge.errors import ConfigError, InfiEdgeError
+from infi_edge.executors.head import Head
+from infi_edge.executors.headed import Headed
+from infi_edge.executors.offload import workload_identity
 from infi_edge.filter import InputFilter
-from infi_edge.gate import workload_for
-from infi_edge.options import part_options, target_options, workload_options
+from infi_edge.gate import head_for, workload_for
+from infi_edge.options import (
+    chosen_model,
+    executor_options,
+    parse_offload,
+    part_options,
+    target_options,
+    workload_options,
+)
 from infi_edge.plugins import load_plugin
 from infi_edge.record_cli import record
 from infi_edge.replay import SKIPPED
 from infi_edge.service_cli import service
 from infi_edge.setups import trained_rate_hz
 from infi_edge.status import SourceStatus
-from infi_edge.workload import Workload, find_labels, model_identity
+from infi_edge.workload import Workload, find_labels
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,14 +99,9 @@ def cli() -> None:
     """A learned input filter in front of an expensive model: SKIP, REUSE or INFER."""
 
 
-def _manifest_workload(
-    manifest: Manifest, options: dict[str, str | None], allow_other: bool
-) -> tuple[Workload, str]:
-    """Return (workload, model identity) of a bundle, with what the user overrides."""
-    model, info = options["model"], manifest.workload
-    if model is None:
-        raise ConfigError(f"give the model with --model (the filter was trained for {info.model})")
-    version = options["model_version"] or ""
+def _check_overrides(manifest: Manifest, options: dict[str, Any]) -> None:
+    """Raise ConfigError for an option that says otherwise than the bundle."""
+    info = manifest.workload
     for name in ("decoder", "task", "same"):
         given = options[name]
         if given is not None and given != getattr(info, name):
@@ -103,10 +109,32 @@ def _manifest_workload(
                 f"--{name} {given} is not the filter's {getattr(info, name)}; leave it out, "
                 "or train a filter for it"
             )
-    if options["labels"] is not None and list(find_labels(model, options["labels"])) != info.labels:
+    labels = options["labels"]
+    if labels is not None and list(find_labels(options["model"] or "", labels)) != info.labels:
         raise ConfigError("--labels are not those the filter was trained with; leave it out")
-    workload = workload_for(manifest, model, model_version=version, allow_other_model=allow_other)
-    return workload, model_identity(model, version)
+
+
+def _manifest_workload(
+    manifest: Manifest, options: dict[str, Any], allow_other: bool, head: Head | None
+) -> tuple[Workload, str]:
+    """Return (workload, model identity) of a bundle, with what the user overrides."""
+    model = chosen_model(options)
+    if model is None:
+        raise ConfigError(
+            "give the model with --model or --executor (the filter was trained for "
+            f"{manifest.workload.model})"
+        )
+    _check_overrides(manifest, options)
+    version = options["model_version"] or ""
+    workload = workload_for(
+        manifest,
+        model,
+        model_version=version,
+        allow_other_model=allow_other,
+        offload=parse_offload(options["offload"]),
+        head=head,
+    )
+    return workload, workload_identity(workload, model, version)
 
 
 @cli.command(epilog="\b\nSources:\n" + GRAMMAR)
@@ -114,6 +142,7 @@ def _manifest_workload(
 @click.option("--source", help="Where inputs come from; see below.")
 @click.option("--filter", "bundle", help="The bundle NAME.infi.")
 @workload_options
+@executor_options
 @target_options
 @part_options
 @click.option("--fast", is_flag=True, help="A recording as fast as possible, not as recorded.")
@@ -133,25 +162,34 @@ def run(
     fast: bool,
     allow_other_model: bool,
     output: str,
-    **options: str | None,
+    head: str | None,
+    **options: Any,
 ) -> None:
-    """Run the daemon: of CONFIG (TOML), or of --source, --filter and --model."""
+    """Run the daemon: of CONFIG (TOML), or of --source, --filter and --model or --executor."""
     log_to_stderr()
     if config is not None:
-        if source or bundle or options["model"]:
+        if source or bundle or options["model"] or options["executor"]:
             raise ConfigError("give a configuration file, or --source --filter --model, not both")
         loop = daemon.Daemon(load_config(config), Path(config))
     else:
-        model = options["model"]
+        model = chosen_model(options)
         if source is None or bundle is None or model is None:
-            raise ConfigError("give a configuration file, or --source, --filter and --model")
-        _manifest_workload(read_bundle(bundle).manifest, options, allow_other_model)
+            raise ConfigError(
+                "give a configuration file, or --source, --filter and --model (or --executor)"
+            )
+        manifest = read_bundle(bundle).manifest
+        _check_overrides(manifest, options)
+        if options["model"]:
+            head_for(manifest, head, allow_other_model)
+            workload_for(manifest, model, model_version=options["model_version"] or "",
+                         allow_other_model=allow_other_model)  # fmt: skip
         settings = Config(
             sources={
                 source_name(source): SourceConfig(
                     address=source,
                     filter=bundle,
                     model="model",
+                    head=head,
                     target_accuracy=target_accuracy,
                     target_recall=target_recall,
                     start=start,
@@ -162,9 +200,11 @@ def run(
             },
             models={
                 "model": ModelConfig(
-                    path=model,
+                    path=options["model"] or "",
+                    executor=options["executor"] or "",
                     version=options["model_version"] or "",
                     allow_other=allow_other_model,
+                    offload=parse_offload(options["offload"]),
                 )
             },
             sinks={"results": JsonlSinkConfig(path=output, events=False)},
@@ -202,16 +242,21 @@ def _say_what_was_done(sources: list[SourceStatus]) -> bool:
         "error": "errors",
         "filter_error": "filter errors",
         "over_budget": "dropped over budget",
+        "local": "answered by the local model",
+        "queued": "queued",
+        "late": "of them answered late",
+        "link_down": "dropped as the server was away",
         "abandoned": "abandoned",
     }
-    total = sum(counts[a] for a in ("infer", "skip", "reuse", "error", "over_budget", "abandoned"))
+    ends = ("infer", "skip", "reuse", "local", "queued", "error", "over_budget", "link_down")
+    total = sum(counts[end] for end in (*ends, "abandoned"))
     more = "".join(f", {counts[key]} {text}" for key, text in names.items() if counts[key])
     click.echo(
         f"{total} inputs: {counts['infer']} inferred, {counts['skip']} skipped, "
         f"{counts['reuse']} reused{more}",
         err=True,
     )
-    return bool(total) and counts["error"] == total
+    return bool(total) and counts["error"] + counts["link_down"] == total
 
 
 def source_name(address: str) -> str:
@@ -261,6 +306,7 @@ def check_command(config: str) -> None:
 @click.argument("bundle")
 @click.option("--source", required=True, help="A recording: a file or a folder.")
 @workload_options
+@executor_options
 @target_options
 @part_options
 @click.option("--allow-other-model", is_flag=True, help="Run a model the filter does not know.")
@@ -279,7 +325,8 @@ def evaluate_command(
     timed_inputs: int,
     misses: str | None,
     as_json: bool,
-    **options: str | None,
+    head: str | None,
+    **options: Any,
 ) -> None:
     """What would BUNDLE save here? Replays it beside the model's own answers."""
     input_filter = InputFilter(read_bundle(bundle))
@@ -290,9 +337,14 @@ def evaluate_command(
     if wanted is not None and point.target != wanted:
         click.echo(f"the bundle's row for {point.measure} {point.target:g} is used", err=True)
     rate_hz = rate_hz or trained_rate_hz(input_filter.manifest)
-    recording = open_recording(source, rate_hz, input_filter.spec)
+    front = head_for(input_filter.manifest, head, allow_other_model)
+    recording = open_recording(source, rate_hz, None if front else input_filter.spec)
+    if front is not None:
+        recording = Headed(recording, front)
     first, last = part(recording, start, end)
-    workload, identity = _manifest_workload(input_filter.manifest, options, allow_other_model)
+    workload, identity = _manifest_workload(
+        input_filter.manifest, options, allow_other_model, front
+    )
     report, truth, outcome = evaluate.evaluate(
         recording,
         input_filter,
@@ -335,8 +387,22 @@ def _evaluation_text(report: evaluate.Evaluation, point: OperatingPoint) -> str:
             f"{report.timed_inputs} inputs timed)",
             f"per input           model {report.model_ms:.2f} ms, filter {report.filter_ms:.3f} ms,"
             f" decode {report.decode_ms:.2f} ms",
+            *_bandwidth_text(report.bandwidth),
         )
     )
+
+
+def _bandwidth_text(bandwidth: Bandwidth | None) -> list[str]:
+    if bandwidth is None:
+        return []
+    others = {"every input as JPEG": bandwidth.saved_against_jpeg,
+              "every-Nth at its best": bandwidth.saved_against_every_nth}  # fmt: skip
+    told = ", ".join(f"than {k}: {v:.3f}" for k, v in others.items() if v is not None)
+    return [
+        f"bandwidth saved     {bandwidth.saved:.3f}   (less {told})",
+        f"bytes               {bandwidth.bytes_sent / 1e6:.2f} MB sent instead of "
+        f"{bandwidth.bytes_of_all / 1e6:.2f} MB, {bandwidth.bytes_per_input / 1e3:.1f} kB an input",
+    ]
 
 
 @cli.command()

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from infi_edge.cache import Eviction
 from infi_edge.errors import ConfigError
+from infi_edge.executors.endpoint import parse_endpoint
 from infi_edge.plugins import names_object
 from infi_edge.tomlplace import Key, explain, line_of, read_toml
 
@@ -82,6 +83,7 @@ class SourceConfig(Table, frozen=True):
     """One stream and its gate.
 
     address: see `infi-edge run --help`. filter: the bundle. model: a name in [models].
+    head: of a partitioned model: it runs here, `model` is its tail.
     enabled false: everything is inferred. target_accuracy, target_recall: another row of the
     bundle's table. max_consecutive_filtered: inputs. heartbeat_s: seconds.
     rate_hz: at most so many pictures a second; of a recording without times, its rate.
@@ -94,6 +96,7 @@ class SourceConfig(Table, frozen=True):
     address: str
     filter: str
     model: str
+    head: str | None = None
     enabled: bool = True
     target_accuracy: float | None = None
     target_recall: float | None = None
@@ -115,15 +118,60 @@ class SourceConfig(Table, frozen=True):
     events: EventsConfig = EventsConfig()
 
 
+class OffloadConfig(Table, frozen=True):
+    """How a model on a server is used.
+
+    send: `auto` goes by the model: its input tensors, or pictures and texts as BYTES. jpeg_quality:
+    of pictures that are no JPEGs yet. deadline_s: of one input, retries included. retries: after
+    the first attempt. window: requests under way at a time, of each source.
+    when_down: what becomes of an input while the server cannot be used: `queue` it and answer it
+    later; answer it with the model `local`; `reuse` the last answer, up to max_stale_s old, marked
+    as stale; `drop` it. Nothing of it goes uncounted. local, local_decoder: a name in [models], and
+    the decoder of that model where it is not the filter's.
+    spool: where the queue is, `disk` (in the state folder; survives a restart) or `memory`.
+    spool_bytes: its bound. spool_order: `oldest` first and when full what is new is refused, or
+    `newest` first and when full the oldest is dropped.
+    at_start: `wait` until the server is there, or `fail`.
+    ca_file, cert_file, key_file: of TLS. token_file, token_env: where a bearer token is.
+    """
+
+    send: Literal["auto", "tensor", "jpeg"] = "auto"
+    jpeg_quality: int = 90
+    deadline_s: float = 5.0
+    retries: int = 2
+    window: int = 4
+    when_down: Literal["queue", "local", "reuse", "drop"] = "drop"
+    local: str = ""
+    local_decoder: str = ""
+    max_stale_s: float = 60.0
+    spool: Literal["disk", "memory"] = "disk"
+    spool_bytes: int = 64 << 20
+    spool_order: Literal["oldest", "newest"] = "oldest"
+    at_start: Literal["wait", "fail"] = "wait"
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    token_file: str | None = None
+    token_env: str | None = None
+
+
 class ModelConfig(Table, frozen=True):
-    """path: a .tflite file or `package.module:function`. version: of a callable. threads: CPU.
+    """path: a .tflite file or `package.module:function`. executor: instead, a model on a server:
+    grpc://HOST:8001/MODEL or http(s)://HOST/v2/models/MODEL. version: of a callable. threads: CPU.
     deadline_s: an inference that takes longer is given up and counted."""
 
-    path: str
+    path: str = ""
+    executor: str = ""
     version: str = ""
     threads: int = 1
     allow_other: bool = False
     deadline_s: float = 60.0
+    offload: OffloadConfig = OffloadConfig()
+
+    @property
+    def place(self) -> str:
+        """The file, the function or the server."""
+        return self.path or self.executor
 
 
 class JsonlSinkConfig(Table, frozen=True, tag="jsonl", tag_field="kind"):
@@ -293,10 +341,18 @@ def _relative_to(config: Config, folder: Path) -> Config:
         state=str(folder / config.state),
         plugins=tuple(near(plugin) for plugin in config.plugins),
         sources={
-            name: replace(source, address=address(source.address), filter=near(source.filter))
+            name: replace(
+                source,
+                address=address(source.address),
+                filter=near(source.filter),
+                head=source.head and near(source.head),
+            )
             for name, source in config.sources.items()
         },
-        models={n: replace(model, path=near(model.path)) for n, model in config.models.items()},
+        models={
+            name: replace(model, path=near(model.path), offload=files(model.offload))
+            for name, model in config.models.items()
+        },
         sinks={name: files(sink) for name, sink in config.sinks.items()},
         web=config.web and files(config.web),
     )
@@ -315,10 +371,7 @@ def problems(config: Config) -> Iterator[Problem]:
     for name, source in config.sources.items():
         yield from _source_problems(("sources", name), source, config)
     for name, model in config.models.items():
-        if not names_object(model.path) and not os.path.isfile(model.path):
-            remedy = "give a .tflite file or module:name"
-            yield ("models", name, "path"), f"names {model.path}, which does not exist; {remedy}"
-        yield from _numbers(("models", name), model)
+        yield from _model_problems(("models", name), model, config)
     for name, sink in config.sinks.items():
         yield from _numbers(("sinks", name), sink)
         yield from _missing(("sinks", name), sink)
@@ -346,6 +399,9 @@ def _source_problems(at: Key, source: SourceConfig, config: Config) -> Iterator[
     if not os.path.isfile(source.filter):
         remedy = "give the bundle that infi-convert train has written"
         yield (*at, "filter"), f"names {source.filter}, which does not exist; {remedy}"
+    if source.head is not None and not os.path.isfile(source.head):
+        remedy = "give the head.tflite that infi-convert split has written"
+        yield (*at, "head"), f"names {source.head}, which does not exist; {remedy}"
     if not 0 <= source.start < source.end <= 1:
         key = "start" if source.start else "end"
         problem = f"is {getattr(source, key):g}; fractions are 0 <= start < end <= 1"
@@ -363,6 +419,38 @@ def _source_problems(at: Key, source: SourceConfig, config: Config) -> Iterator[
         yield from _numbers((*at, part), getattr(source, part))
 
 
+def _model_problems(at: Key, model: ModelConfig, config: Config) -> Iterator[Problem]:
+    yield from _numbers(at, model)
+    if bool(model.path) == bool(model.executor):
+        yield at, "needs one of path (a file or module:name) and executor (a model on a server)"
+    elif model.path:
+        if not names_object(model.path) and not os.path.isfile(model.path):
+            remedy = "give a .tflite file or module:name"
+            yield (*at, "path"), f"names {model.path}, which does not exist; {remedy}"
+    else:
+        try:
+            parse_endpoint(model.executor)
+        except ConfigError as error:
+            yield (*at, "executor"), f"is wrong: {error}"
+    offload, here = model.offload, (*at, "offload")
+    if offload != OffloadConfig() and not model.executor:
+        yield here, "is for models on a server; give executor, or leave it out"
+    yield from _numbers(here, offload)
+    yield from _missing(here, offload)
+    if not 1 <= offload.jpeg_quality <= 100:
+        yield (*here, "jpeg_quality"), f"is {offload.jpeg_quality}; it is 1 to 100"
+    if (offload.cert_file is None) != (offload.key_file is None):
+        yield (*here, "cert_file"), "and key_file go together; give both or none"
+    if (offload.when_down == "local") != bool(offload.local):
+        yield (*here, "local"), 'and when_down = "local" go together; give both or none'
+    elif offload.local:
+        other = config.models.get(offload.local)
+        if other is None or not other.path:
+            known = ", ".join(n for n, m in config.models.items() if m.path) or "none yet"
+            problem = f"names {offload.local!r}, which is no model here with a path ({known})"
+            yield (*here, "local"), problem
+
+
 def _target_problems(at: Key, source: SourceConfig) -> Iterator[Problem]:
     if source.target_accuracy is not None and source.target_recall is not None:
         yield (*at, "target_recall"), "stands beside target_accuracy; give one of them"
@@ -372,8 +460,25 @@ def _target_problems(at: Key, source: SourceConfig) -> Iterator[Problem]:
             yield (*at, key), f"is {value:g}; it is a share, above 0 and below 1"
 
 
-_MAY_BE_ZERO = {"start", "end", "pre_roll_s", "begin_s", "end_s", "cool_down_s", "keep", "still_s"}
-_MOST = {"entries": 1_000_000, "threads": 256, "port": 65_535, "queue": 10_000_000}
+_MAY_BE_ZERO = {
+    "retries",
+    "start",
+    "end",
+    "pre_roll_s",
+    "begin_s",
+    "end_s",
+    "cool_down_s",
+    "keep",
+    "still_s",
+}
+_MOST = {
+    "entries": 1_000_000,
+    "threads": 256,
+    "port": 65_535,
+    "window": 64,
+    "retries": 100,
+    "queue": 10_000_000,
+}
 
 
 def _numbers(at: Key, table: Table) -> Iterator[Problem]:

@@ -107,6 +107,7 @@ class Daemon:
     def _load_models(self, config: Config) -> dict[str, ServedModel]:
         """Return the models in use; one whose settings are as before is kept."""
         used = {source.model for source in config.sources.values()}
+        used |= {config.models[name].offload.local for name in used} - {""}
         models: dict[str, ServedModel] = {}
         try:
             for name in used:
@@ -254,7 +255,8 @@ class Daemon:
         """Let go of what a reload has replaced, once nothing runs in it any more."""
         self._leaving = [p for p in self._leaving if p.thread.is_alive()]
         running = [p for p in self.pipelines.values() if p.thread.is_alive()]
-        used = [p.setup.client.served for p in running + self._leaving]
+        setups = [p.setup for p in running + self._leaving]
+        used = [s.client.served for s in setups] + [s.local.served for s in setups if s.local]
         for model in [m for m in self._retired if m not in used]:
             model.close()
             self._retired.remove(model)
@@ -411,7 +413,9 @@ class Daemon:
             for name, source in config.sources.items():
                 with self._placed("sources", name):
                     allowance = Share(self._budget)
-                    setups[name] = setup = make_setup(source, models[source.model], allowance)
+                    served = models[source.model]
+                    local = models.get(served.config.offload.local)
+                    setups[name] = setup = make_setup(source, served, allowance, local)
                     if not self._same_stream(name, setup):
                         self._check_source(name, setup)
         except Exception:
@@ -471,7 +475,8 @@ class Daemon:
 
     def _watched(self, config: Config) -> dict[str, tuple[int, int]]:
         paths = [s.filter for s in config.sources.values()]
-        paths += [m.path for m in config.models.values()]
+        paths += [s.head for s in config.sources.values() if s.head]
+        paths += [m.path for m in config.models.values() if m.path]
         return {p: file_stamp(p) for p in [str(self._path or ""), *paths] if Path(p).is_file()}
 
     def _look_for_changes(self) -> None:
@@ -492,6 +497,11 @@ class Daemon:
         status.uptime_s = time.monotonic() - self._begun_s
         status.sources = [p.status for p in list(self.pipelines.values())]
         status.sinks = [outlet.status() for outlet in self._outlets.values()]
+        status.links = [
+            model.remote.status(name)
+            for name, model in list(self._models.items())
+            if model.remote is not None
+        ]
         return status
 
     def set_enabled(self, source: str, enabled: bool) -> None:

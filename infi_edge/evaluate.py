@@ -12,8 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from infi_edge.bandwidth import Bandwidth, bandwidth, jpeg_sizes, request_sizes
 from infi_edge.bundle import OperatingPoint
 from infi_edge.capture.replay import Recording
+from infi_edge.executors.offload import OffloadWorkload
 from infi_edge.filter import InputFilter
 from infi_edge.gate import Gate
 from infi_edge.labels import Progress, label, stream_times
@@ -29,6 +31,8 @@ from infi_edge.replay import (
 )
 from infi_edge.types import Action, Sample
 from infi_edge.workload import Workload
+
+OVERHEAD_REQUESTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Evaluation:
 
     ideal_skip_filtering_rate: of a SKIP that filters all redundant inputs and errs as often as an
     accuracy target allows (InFi, MobiCom 2022, 6.2); None without redundant values.
+    bandwidth: where the model is on a server.
     """
 
     inputs: int
@@ -74,8 +79,9 @@ class Evaluation:
     target_recall: float | None
     every_nth_filtering_rate: float
     ideal_skip_filtering_rate: float | None
+    bandwidth: Bandwidth | None = None
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> dict[str, Any]:
         """The fields as JSON has them."""
         return asdict(self)
 
@@ -193,6 +199,13 @@ def evaluate(
     gate = Gate(input_filter, workload, knobs=point.knobs)
     timing = time_loop(recording, first, min(last, first + timed_inputs), gate, workload)
     by_recall = point.measure == "recall"
+    every_nth = every_nth_filtering_rate(truth, point.target, by_recall)
+    moved = None
+    if isinstance(workload, OffloadWorkload):
+        sizes = request_sizes(recording, workload, first, last)
+        jpegs = jpeg_sizes(recording, workload.remote.config.jpeg_quality, first, last)
+        overhead = _overhead(workload, recording, first, float(sizes[0]))
+        moved = bandwidth(sizes, jpegs, outcome.actions == 0, overhead, every_nth)
     return (
         Evaluation(
             inputs=len(truth),
@@ -210,12 +223,23 @@ def evaluate(
             timed_inputs=timing.timed_inputs,
             target_accuracy=None if by_recall else point.target,
             target_recall=point.target if by_recall else None,
-            every_nth_filtering_rate=every_nth_filtering_rate(truth, point.target, by_recall),
+            every_nth_filtering_rate=every_nth,
             ideal_skip_filtering_rate=_ideal_skip(truth, point),
+            bandwidth=moved,
         ),
         truth,
         outcome,
     )
+
+
+def _overhead(workload: OffloadWorkload, recording: Recording, first: int, size: float) -> float:
+    """Bytes that one request of `size` bytes of tensors costs more than those, at the socket."""
+    sample = next(iter(recording.samples(first, first + 1)))
+    before = workload.remote.traffic.sent["infer"]
+    for _ in range(OVERHEAD_REQUESTS):
+        workload(sample.data)
+    sent = workload.remote.traffic.sent["infer"] - before
+    return max(sent / OVERHEAD_REQUESTS - size, 0.0)
 
 
 def _ideal_skip(truth: Truth, point: OperatingPoint) -> float | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,22 @@ from infi_edge.budget import Allowance, OverBudget
 from infi_edge.bundle import Manifest, operating_point
 from infi_edge.cache import Eviction, ReuseCache
 from infi_edge.capture.mask import Mask
+from infi_edge.config import OffloadConfig
 from infi_edge.errors import ConfigError, SourceError
+from infi_edge.executors.endpoint import is_endpoint
+from infi_edge.executors.head import Head
+from infi_edge.executors.offload import open_workload
+from infi_edge.executors.remote import RemoteModel
 from infi_edge.filter import InputFilter
-from infi_edge.policy import Knobs, Policy
+from infi_edge.policy import Counters, Knobs, Policy
 from infi_edge.preprocess import ImageSpec, Spec
 from infi_edge.preprocess.image import reduced_frame
 from infi_edge.scene import watch_for
 from infi_edge.tasks import Task, Value
 from infi_edge.types import Action, Decision, Result, Sample
 from infi_edge.workload import Infer, Workload, WorkloadSpec, model_identity, to_frame
+
+log = logging.getLogger("infi_edge")
 
 SCENE_CHANGES = "the scene changes"
 
@@ -50,6 +60,45 @@ def workload_spec(manifest: Manifest) -> WorkloadSpec:
     return WorkloadSpec(info.task, info.decoder, info.same, tuple(info.labels), manifest.modality)
 
 
+def check_remote(manifest: Manifest, remote: RemoteModel, allow: bool = False) -> None:
+    """Raise ConfigError if a served model is known to be another than the bundle's, unless
+    `allow`. A server that does not tell what file it serves is believed, and the log says so."""
+    info, identity = manifest.workload, remote.identity
+    if not info.task or allow or identity == info.model_identity:
+        return
+    if re.fullmatch("[0-9a-f]{64}", identity) or "://" in info.model_identity:
+        raise ConfigError(
+            f"the bundle was trained for another model ({info.model}) than {remote.endpoint} "
+            "serves; serve that one, train a filter for this one, or allow it with "
+            "--allow-other-model (allow_other = true in a configuration)"
+        )
+    log.info(
+        "%s does not say which file it serves; the filter was trained for %s",
+        remote.endpoint, info.model,
+    )  # fmt: skip
+
+
+def head_for(manifest: Manifest, path: str | None, allow: bool = False) -> Head | None:
+    """Return the head that a bundle's filter reads, or None if it reads inputs as they are.
+
+    Raises ConfigError if it is missing, another one (unless `allow`), or not wanted.
+    """
+    info = manifest.workload
+    if path is None:
+        if info.head_identity:
+            raise ConfigError(
+                "the filter reads the features of a partitioned model; give its head with --head "
+                "(head = in a configuration)"
+            )
+        return None
+    if manifest.modality != "features":
+        raise ConfigError(f"the filter reads {manifest.modality}, not features; leave out {path}")
+    head = Head(path, info.decoder)
+    if info.head_identity and head.identity != info.head_identity and not allow:
+        raise ConfigError(f"the bundle was trained for another head than {path}; give that one")
+    return head
+
+
 def workload_for(
     manifest: Manifest,
     model: str | Path | Callable[[Any], Any],
@@ -57,15 +106,58 @@ def workload_for(
     model_version: str = "",
     allow_other_model: bool = False,
     threads: int = 1,
+    offload: OffloadConfig | None = None,
+    head: Head | None = None,
 ) -> Workload:
-    """Return the workload of a bundle around `model`.
+    """Return the workload of a bundle around `model`: a file, a function, or a served model's
+    address. offload: of a served one. head: of a partitioned model, whose tail `model` is.
 
     Raises ConfigError if `model` is named and not the one the bundle was trained for (a function
     object has no name to check), unless allow_other_model.
     """
-    if not callable(model):
-        check_model(manifest, str(model), model_version, allow_other_model)
-    return Workload(model, workload_spec(manifest), threads)
+
+    def check(remote: RemoteModel) -> None:
+        check_remote(manifest, remote, allow_other_model)
+
+    model = str(model) if isinstance(model, Path) else model
+    if isinstance(model, str) and not is_endpoint(model):
+        check_model(manifest, model, model_version, allow_other_model)
+    return open_workload(
+        model,
+        workload_spec(manifest),
+        offload=offload,
+        check=check,
+        whole_input=None if head is None else head.input,
+        threads=threads,
+    )
+
+
+@dataclass(slots=True)
+class Look:
+    """One input as the filter sees it. features: the head's, of a partitioned model.
+
+    decision: where there is nothing to decide (disabled, a filter error, the scene changes).
+    """
+
+    sample: Sample
+    features: Any = None
+    decision: Decision | None = None
+    embedding: np.ndarray | None = None
+    score: float | None = None
+
+
+@dataclass(slots=True)
+class Step:
+    """One input that was decided on; result: None: it is to be inferred.
+
+    before, number: the policy's counters then, and which decision of the gate it was.
+    """
+
+    look: Look
+    decision: Decision
+    result: Result | None = None
+    before: Counters | None = None
+    number: int = 0
 
 
 class Gate:
@@ -95,13 +187,16 @@ class Gate:
         mask: Mask | None = None,
         scene_change: bool = False,
         allowance: Allowance | None = None,
+        head: Head | None = None,
     ) -> None:
-        """infer: a .tflite path, or a callable input -> outputs (the bundle decodes them).
+        """infer: a .tflite path, a served model's address (grpc://HOST:8001/MODEL), or a callable
+        input -> outputs (the bundle decodes them).
 
         target_accuracy, target_recall: another row of the bundle's table than its own choice.
         knobs: instead of a row. enabled False: everything is inferred. mask: of pictures, for
         filter and model alike. scene_change: pass inputs through while the whole picture changes.
         allowance: of inferences; over it the last answer is given again, then OverBudget raised.
+        head: of a partitioned model: inputs are its own, and filter and `infer` get its features.
         Raises ConfigError or ExecutorError if the parts do not fit.
         """
         manifest = input_filter.manifest
@@ -109,7 +204,9 @@ class Gate:
         self._workload = (
             infer
             if isinstance(infer, Infer)
-            else workload_for(manifest, infer, allow_other_model=allow_other_model, threads=threads)
+            else workload_for(
+                manifest, infer, allow_other_model=allow_other_model, threads=threads, head=head
+            )
         )
         if knobs is None:
             knobs = operating_point(manifest, target_accuracy, target_recall).knobs
@@ -119,16 +216,17 @@ class Gate:
         self.policy = Policy(
             knobs, input_filter.head, self.cache, self._workload.same, self._workload.task.empty
         )
-        if mask and not isinstance(input_filter.spec, ImageSpec):
+        if mask and head is None and not isinstance(input_filter.spec, ImageSpec):
             raise ConfigError(f"masks are for single pictures, not for {manifest.modality}")
         self.enabled = enabled
         self.stats: Counter[str] = Counter()
         self.scene = watch_for(input_filter.spec) if scene_change else None
         self.filter_s = self.infer_s = 0.0
         self._mask = mask or None
+        self._head = head
         self._allowance = allowance
         self._answered: tuple[Value, float] | None = None
-        self._count = 0
+        self._count = self._decided = 0
 
     @property
     def task(self) -> Task:
@@ -147,6 +245,21 @@ class Gate:
         of the stream, monotonic; default: the monotonic clock. Raises ExecutorError if the model
         fails and SourceError if the input cannot be decoded; nothing is cached from an error.
         """
+        step = self.decide(self.look(data, time_s))
+        assert step is not None  # nothing is in flight
+        if step.result is not None:
+            return step.result
+        begun_s = time.perf_counter()
+        try:
+            value = self._workload(self.inferred_data(step))
+        except BaseException:
+            self.fail(step)
+            raise
+        self.infer_s = time.perf_counter() - begun_s
+        return self.answer(step, value)
+
+    def look(self, data: Any, time_s: float | None = None) -> Look:
+        """Take one input and run the filter on it. Arguments and errors as for the gate itself."""
         if isinstance(data, Sample):
             sample = data
         else:
@@ -154,34 +267,78 @@ class Gate:
             sample = Sample(data, now_s, self._count)
         self._count += 1
         begun_s = time.perf_counter()
-        decision, embedding = self._decide(sample)
-        decided_s = time.perf_counter()
-        self.filter_s, self.infer_s = decided_s - begun_s, 0.0
-        scene_change, degraded = decision.why == SCENE_CHANGES, False
-        value = decision.value
-        if decision.action is Action.INFER:
-            if self._allowance is None or self._allowance.take():
-                value = self._infer(sample, embedding)
-                self.infer_s = time.perf_counter() - decided_s
-            else:
-                decision, degraded = self._last_answer(sample, decision), True
-                value = decision.value
-        self.stats[decision.action.value] += 1
-        return Result(
-            value,
-            decision.action,
-            decision.why,
-            sample.index,
-            sample.time_s,
-            sample.source,
-            decision.score,
-            decision.p_changed,
-            decision.age_s,
-            decision.distance,
-            decision.votes,
-            scene_change=scene_change,
-            degraded=degraded,
+        features = None if self._head is None else self._head(self.masked(sample.data))
+        look = self._look(sample, features)
+        self.filter_s, self.infer_s = time.perf_counter() - begun_s, 0.0
+        return look
+
+    def decide(self, look: Look, in_flight: Iterable[Step] = ()) -> Step | None:
+        """Decide on an input: a step with its result, or one to be inferred.
+
+        in_flight: earlier steps whose answers have not come, the newest first. None: an answer
+        among them would be reused; decide again when it is here. Raises OverBudget.
+        """
+        begun_s = time.perf_counter()
+        decision = look.decision or self._decide(look, in_flight)
+        self.filter_s += time.perf_counter() - begun_s
+        if decision is None:
+            return None
+        sample = look.sample
+        self._decided += 1
+        if decision.action is not Action.INFER:
+            self.stats[decision.action.value] += 1
+            return Step(look, decision, _result(sample, decision))
+        if self._allowance is not None and not self._allowance.take():
+            result = self.last_answer(look, decision, "over budget", self._allowance.max_stale_s)
+            if result is None:
+                lacks = "there is no answer" if self._answered is None else "the last is too old"
+                raise OverBudget(f"over budget, and {lacks} to give again")
+            return Step(look, decision, result)
+        step = Step(look, decision, None, self.policy.counters, self._decided)
+        self.policy.inferred(sample.time_s)
+        return step
+
+    def inferred_data(self, step: Step) -> Any:
+        """What the model gets of a step: the input, masked; or the head's features.
+
+        Raises SourceError if a mask cannot be laid on it.
+        """
+        look = step.look
+        return self.masked(look.sample.data) if look.features is None else look.features
+
+    def answer(self, step: Step, value: Value) -> Result:
+        """Take the model's answer to a step; in the order of the inputs."""
+        look = step.look
+        self._answered = (value, look.sample.time_s)
+        if look.embedding is not None:
+            self.policy.store(look.embedding, value, look.sample.time_s)
+        self.stats[Action.INFER.value] += 1
+        return _result(look.sample, step.decision, value)
+
+    def fail(self, step: Step) -> None:
+        """Note that a step has no answer: the next input is decided as if it had not been asked."""
+        assert step.before is not None
+        self.policy.not_inferred(step.before, self._decided - step.number)
+
+    def last_answer(
+        self, look: Look, decision: Decision, why: str, max_stale_s: float
+    ) -> Result | None:
+        """The model's last answer, degraded, instead of an inference; None without one that young.
+
+        why: what hinders the inference.
+        """
+        if self._answered is None:
+            return None
+        value, answered_s = self._answered
+        age_s = max(look.sample.time_s - answered_s, 0.0)
+        if age_s > max_stale_s:
+            return None
+        score, p_changed = decision.score, decision.p_changed
+        stale = Decision(
+            Action.REUSE, f"{why}: {decision.why}", value, score, p_changed, age_s, votes=1
         )
+        self.stats[Action.REUSE.value] += 1
+        return _result(look.sample, stale, degraded=True)
 
     def take_over(self, other: Gate) -> None:
         """Go on where a gate of the same bundle, model and source stands: its answers are kept,
@@ -199,20 +356,44 @@ class Gate:
         """Run the filter once and forget it: a first pass is slow and must not count."""
         self._filter(data)
 
-    def _decide(self, sample: Sample) -> tuple[Decision, np.ndarray | None]:
+    def _look(self, sample: Sample, features: Any) -> Look:
         if not self.enabled:
-            return Decision(Action.INFER, "the gate is disabled"), None
+            return Look(sample, features, Decision(Action.INFER, "the gate is disabled"))
         try:
-            tensor = self._filter.spec.tensor(self._seen(sample.data))
+            seen = self._seen(sample.data) if features is None else features
+            tensor = self._filter.spec.tensor(seen)
             score, embedding = self._filter.embed_tensor(tensor)
             if score is not None and not math.isfinite(score):
                 raise ValueError("the filter's score is not a number")
             if self.scene is not None and self.scene.changing(tensor, sample.time_s):
-                return Decision(Action.INFER, SCENE_CHANGES, score=score), embedding
-            return self.policy.decide(score, embedding, sample.time_s), embedding
-        except Exception as error:  # fail open: whatever a filter does, the input is inferred
-            self.stats["filter_error"] += 1
-            return Decision(Action.INFER, f"filter error: {error}"), None
+                decision = Decision(Action.INFER, SCENE_CHANGES, score=score)
+                return Look(sample, features, decision, embedding, score)
+        except Exception as error:
+            return Look(sample, features, self._filter_failed(error))
+        return Look(sample, features, None, embedding, score)
+
+    def _decide(self, look: Look, in_flight: Iterable[Step]) -> Decision | None:
+        embedding, now_s = look.embedding, look.sample.time_s
+        assert embedding is not None
+        try:
+            decision = self.policy.preview(look.score, embedding, now_s)
+            asked = list(_asked(in_flight, now_s))
+            if asked and self.policy.awaits(decision, embedding, asked):
+                return None
+            last = self.policy.knobs.deliver == "last" and decision.action is Action.REUSE
+            if asked and last:  # the last answer is still to come, and not for this one
+                decision = Decision(Action.INFER, "may have changed", score=look.score)
+        except Exception as error:
+            look.embedding = None
+            look.decision = self._filter_failed(error)
+            return look.decision
+        self.policy.count()
+        return decision
+
+    def _filter_failed(self, error: Exception) -> Decision:
+        """Fail open: whatever a filter does, the input is inferred."""
+        self.stats["filter_error"] += 1
+        return Decision(Action.INFER, f"filter error: {error}")
 
     def masked(self, data: Any) -> Any:
         """Return an input as the model sees it.
@@ -228,27 +409,32 @@ class Gate:
             return data
         return self._mask(_picture(reduced_frame(data, spec) if isinstance(data, bytes) else data))
 
-    def _last_answer(self, sample: Sample, decision: Decision) -> Decision:
-        """Over budget: the model's last answer, while it is not too old. Raises OverBudget."""
-        assert self._allowance is not None
-        if self._answered is None:
-            raise OverBudget("over budget, and there is no answer to give again")
-        value, answered_s = self._answered
-        age_s = max(sample.time_s - answered_s, 0.0)
-        if age_s > self._allowance.max_stale_s:
-            raise OverBudget("over budget, and the last answer is too old to give again")
-        why = f"over budget: {decision.why}"
-        score, p_changed = decision.score, decision.p_changed
-        return Decision(Action.REUSE, why, value, score, p_changed, age_s, votes=1)
 
-    def _infer(self, sample: Sample, embedding: np.ndarray | None) -> Value:
-        value = self._workload(self.masked(sample.data))
-        self._answered = (value, sample.time_s)
-        if embedding is None:
-            self.policy.inferred(sample.time_s)
-        else:
-            self.policy.observe(embedding, value, sample.time_s)
-        return value
+def _asked(steps: Iterable[Step], now_s: float) -> Iterator[tuple[np.ndarray, float]]:
+    """Embedding and age of what is in flight."""
+    for step in steps:
+        if step.look.embedding is not None:
+            yield step.look.embedding, max(now_s - step.look.sample.time_s, 0.0)
+
+
+def _result(
+    sample: Sample, decision: Decision, value: Value = None, degraded: bool = False
+) -> Result:
+    return Result(
+        value if decision.action is Action.INFER else decision.value,
+        decision.action,
+        decision.why,
+        sample.index,
+        sample.time_s,
+        sample.source,
+        decision.score,
+        decision.p_changed,
+        decision.age_s,
+        decision.distance,
+        decision.votes,
+        scene_change=decision.why.endswith(SCENE_CHANGES),
+        degraded=degraded,
+    )
 
 
 def _picture(frame: Any) -> np.ndarray:

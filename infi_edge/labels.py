@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,15 @@ from infi_edge.workload import Workload, WorkloadSpec
 
 DECODING_VERSION = 1
 """Raised when a decoder or task reads the same outputs differently, so that old labels die."""
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A recording that knows when its inputs came."""
+
+    def times_s(self, first: int, last: int) -> np.ndarray:
+        """Return the times of inputs first..last-1, float64 seconds."""
+
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each input."""
@@ -102,7 +111,7 @@ def answers_fit(manifest: RecordingManifest, identity: str, spec: WorkloadSpec) 
 def stream_times(recording: Recording, first: int, last: int) -> np.ndarray:
     """Return when inputs first..last-1 came, float64 seconds: as recorded where that is known,
     else evenly at the recording's rate."""
-    if isinstance(recording, Recorded):
+    if isinstance(recording, Timed):
         return recording.times_s(first, last)
     return np.arange(first, last) / recording.rate_hz
 

@@ -26,7 +26,7 @@ except ImportError as error:
         "web needs the package prometheus-client: pip install 'infi-edge[web]'"
     ) from error
 
-ACTIONS = ("skip", "reuse", "infer")
+ACTIONS = ("skip", "reuse", "infer", "local", "queued", "link_down")
 MAX_CAUSES = 20
 OTHER = "other"
 
@@ -36,6 +36,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[SourceStatus], float]], ...] = (
     ("cache_hits", "Inputs answered from the cache.", lambda s: s.cache_hits),
     ("cache_evictions", "Entries that made room for others.", lambda s: s.cache_evictions),
     ("saved_bytes", "Bytes of inputs that were not sent off the device.", lambda s: s.bytes_saved),
+    ("sent_bytes", "Bytes sent to a server for this source.", lambda s: s.bytes_sent),
+    ("received_bytes", "Bytes received from a server for this source.", lambda s: s.bytes_received),
 )
 
 _GAUGES: tuple[tuple[str, str, Callable[[SourceStatus], float | None]], ...] = (
@@ -45,7 +47,9 @@ _GAUGES: tuple[tuple[str, str, Callable[[SourceStatus], float | None]], ...] = (
     ("model_saved_seconds", "Model time saved, at its mean so far.", lambda s: s.model_saved_s),
     ("queue_wait_p99_seconds", "P99 of the queue wait.", lambda s: s.queue_s.quantile(0.99)),
     ("enabled", "1 while the gate filters, 0 while it passes everything.", lambda s: s.enabled),
-    ("degraded", "1 while over budget: the promise is suspended.", lambda s: bool(s.degraded)),
+    ("degraded", "1 while the promise is suspended.", lambda s: bool(s.degraded)),
+    ("bandwidth_saved_ratio", "Against sending every input alike.", lambda s: s.bandwidth_saved),
+    ("late_waiting", "Inputs kept until the server can be used again.", lambda s: s.waiting),
     ("scene_changing", "1 while the whole scene changes.", lambda s: s.scene_change),
     ("event_active", "1 while something wanted goes on.", lambda s: s.event_active),
     ("quiet_seconds", "Time since an input was inferred.", lambda s: s.quiet_s),
@@ -102,6 +106,7 @@ class StatusCollector(Collector):
             yield family
         yield from _targets(status.sources)
         yield from _sinks(status)
+        yield from _links(status)
 
 
 def _daemon(status: Status) -> Iterator[Metric]:
@@ -191,6 +196,26 @@ def _sinks(status: Status) -> Iterator[Metric]:
             messages.add_metric([sink.name, outcome], count)
         queued.add_metric([sink.name], sink.queued)
     yield from (messages, queued)
+
+
+def _links(status: Status) -> Iterator[Metric]:
+    up = GaugeMetricFamily(
+        "infi_edge_link_up", "1 while the server of a model can be used.", labels=["model"]
+    )
+    moved = CounterMetricFamily(
+        "infi_edge_link_bytes", "Bytes at the sockets.", labels=["model", "direction", "cause"]
+    )
+    incidents = CounterMetricFamily(
+        "infi_edge_link_incidents", "Retries, faults, ...", labels=["model", "kind"]
+    )
+    for link in status.links:
+        up.add_metric([link.name], float(link.is_up))
+        for direction, causes in (("sent", link.sent), ("received", link.received)):
+            for cause, count in bounded(causes).items():
+                moved.add_metric([link.name, direction, cause], count)
+        for kind, count in bounded(link.counts).items():
+            incidents.add_metric([link.name, kind], count)
+    yield from (up, moved, incidents)
 
 
 def bounded(causes: Mapping[str, int]) -> dict[str, int]:

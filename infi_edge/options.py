@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
+from infi_edge.config import OffloadConfig
 from infi_edge.errors import ConfigError
+from infi_edge.executors.endpoint import is_endpoint, parse_endpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +29,68 @@ def workload_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def executor_options(command: F) -> F:
+    """Add --executor, --offload and --head: a model on a server, or half of one."""
+    for option in reversed(
+        (
+            click.option(
+                "--executor",
+                metavar="URL",
+                help="Instead of --model, one on a server: grpc://HOST:8001/MODEL or "
+                "http(s)://HOST/v2/models/MODEL.",
+            ),
+            click.option(
+                "--offload",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Of the server: deadline_s, retries, window, send, when_down, token_file, "
+                "ca_file, ...; as in [models.NAME.offload].",
+            ),
+            head_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def head_option(command: F) -> F:
+    """Add --head, of a partitioned model."""
+    return click.option(
+        "--head",
+        metavar="FILE",
+        help="The device's half of a partitioned model; the filter reads its features, and the "
+        "model is its tail.",
+    )(command)
+
+
+def parse_offload(texts: tuple[str, ...]) -> OffloadConfig:
+    """Return the settings of KEY=VALUE texts. Raises ConfigError."""
+    settings: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--offload {text}: write KEY=VALUE")
+        settings[key] = value
+    try:
+        return msgspec.convert(settings, OffloadConfig, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(OffloadConfig.__struct_fields__)
+        raise ConfigError(f"--offload: {error}; the keys are {known}") from error
+
+
+def chosen_model(options: Mapping[str, Any]) -> str | None:
+    """Return the model of --model or --executor. Raises ConfigError if both are given, or an
+    address that is none."""
+    model, executor = options["model"], options["executor"]
+    if model is not None and executor is not None:
+        raise ConfigError("give --model or --executor, not both")
+    if executor is not None:
+        parse_endpoint(executor)
+    elif model is not None and is_endpoint(model):
+        raise ConfigError(f"{model} is a model on a server; give it with --executor")
+    return model if executor is None else executor
 
 
 def target_options(command: F) -> F:

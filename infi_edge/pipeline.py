@@ -8,9 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from infi_edge.budget import OverBudget
 from infi_edge.bundle import Manifest, OperatingPoint
@@ -19,19 +21,27 @@ from infi_edge.capture.source import Backoff, Source
 from infi_edge.config import SourceConfig
 from infi_edge.errors import BundleError, InfiEdgeError, SourceError
 from infi_edge.events import Event, EventTracker
+from infi_edge.executors.remote import LinkDown
+from infi_edge.executors.spool import Spool
+from infi_edge.inflight import Arrival, InFlight
+from infi_edge.late import Late
 from infi_edge.preroll import PreRoll
 from infi_edge.quiet import Quiet
-from infi_edge.served import Abandoned
+from infi_edge.served import Abandoned, Job
 from infi_edge.setups import Setup, capped
 from infi_edge.sinks.outlet import Outlet, size_bytes
 from infi_edge.status import Histogram, Minute, SourceStatus
+from infi_edge.tasks import Value
 from infi_edge.types import Action, Result, Sample
+from infi_edge.whendown import Queued, Unanswered, answer_without
 
 log = logging.getLogger("infi_edge")
 
 SNAPSHOT_EVERY_S = 60.0
 HISTORY_MINUTES = 24 * 60
 AGE_BOUNDS_S = tuple(round(0.001 * 1.3**i, 6) for i in range(42))
+LATE_S = 10.0
+"""A recording that has ended waits so long for a server that is away."""
 DEGRADED_S = 5.0
 """Over budget only now and then is over budget: it is told until there was enough for so long."""
 
@@ -76,6 +86,9 @@ class Pipeline:
         self._now_s: float | None = None
         self._quiet = Quiet()
         self._told: dict[str, float] = {}
+        self._turn = threading.Condition(threading.RLock())
+        self._flight = InFlight(self._turn, setup.client.served.window, self._finish_in_flight)
+        self._late: Late | None = None
         self._tracker = self._install(setup)
         self.thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
 
@@ -146,88 +159,285 @@ class Pipeline:
         self.status.faults = source.health.counts
         if self._closing.is_set():
             source.close()
+        self._begin_late()
         try:
             for sample in source.samples():
                 self._alive()
-                while self._orders:
-                    self._orders.popleft()()
-                self.status.state, self.status.sentence = (
-                    source.health.state,
-                    source.health.sentence,
-                )
-                if sample is None:
-                    self._idle(source)
-                else:
-                    self._input(sample, source)
+                with self._turn:
+                    self._take_orders()
+                    self.status.state, self.status.sentence = (
+                        source.health.state,
+                        source.health.sentence,
+                    )
+                    if sample is None:
+                        self._idle(source)
+                    else:
+                        self._input(sample, source)
                 if self._closing.is_set():
                     break
+            self._see_off()
         finally:
             source.close()
             self._source = None
+            self._flight.close()
+            self._end_late()
             self._end_events()
 
+    def _take_orders(self) -> None:
+        if not self._orders:
+            return
+        with suppress(Abandoned):
+            self._flight.drain(self._waiting)
+        while self._orders:
+            self._orders.popleft()()
+
+    def _see_off(self) -> None:
+        """Wait for what is under way when a recording has ended, and for what is queued."""
+        with suppress(Abandoned):
+            with self._turn:
+                self._flight.drain(self._waiting)
+            if self._late is not None:
+                self._late.drain(self._waiting, LATE_S)
+
     def _input(self, sample: Sample, source: Source) -> None:
-        config, gate, status = self._setup.config, self._setup.gate, self.status
+        gate, client = self._setup.gate, self._setup.client
         if self._now_s is None:
             self._load(sample.time_s)
         self._now_s = sample.time_s
         age_s = max(source.now_s() - sample.time_s, 0.0)
-        at_s = time.time() - age_s
-        minute = self._minute(at_s)
+        arrival = Arrival(sample, time.time() - age_s, age_s)
         self.last = sample if self._keep_pictures else None
         filter_errors = gate.stats["filter_error"]
         try:
-            result = gate(sample)
+            arrival.look = look = gate.look(sample)
+            step = gate.decide(look, self._flight.steps())
+            while step is None:
+                self._flight.wait_for_next(self._waiting)
+                step = gate.decide(look, self._flight.steps())
+            arrival.step, arrival.filter_s = step, gate.filter_s
+            if step.result is None:
+                arrival.job = client.begin(gate.inferred_data(step))
+        except Abandoned:
+            self.status.counts["abandoned"] += 1
+            return
+        except InfiEdgeError as error:
+            arrival.error = error
+        if gate.stats["filter_error"] > filter_errors and self._tell("filter"):
+            step = arrival.step
+            why = "" if step is None else step.decision.why
+            log.error("%s, input %d is inferred: %s", self.name, sample.index, why)
+        if client.served.remote is None:
+            self._finish_now(arrival)
+            return
+        with suppress(Abandoned):
+            self._flight.add(arrival, self._waiting)
+
+    def _finish_in_flight(self, arrival: Arrival) -> None:
+        try:
+            self._finish_now(arrival)
+        except Exception as error:  # a defect must not end what finishes the others
+            log.exception("%s: unexpected error", self.name)
+            self._error("internal", arrival.sample, f"unexpected: {error!r}")
+
+    def _finish_now(self, arrival: Arrival) -> None:
+        try:
+            self._finish(arrival)
+        finally:
+            arrival.forget()
+
+    def _finish(self, arrival: Arrival) -> None:
+        """Answer an arrival: in the order of the inputs, once its inference is done."""
+        sample, status = arrival.sample, self.status
+        minute = self._minute(arrival.at_s)
+        try:
+            result = self._answer(arrival)
         except Abandoned:
             status.counts["abandoned"] += 1
             return
         except OverBudget:
             status.counts["over_budget"] += 1
             self._degrade("over budget: inputs are dropped")
-            self._tick(sample.time_s, at_s)
+            self._tick(sample.time_s, arrival.at_s)
+            return
+        except Queued:
+            status.counts["queued"] += 1
+            self._tick(sample.time_s, arrival.at_s)
+            return
+        except Unanswered as error:
+            minute.errors += 1
+            self._unanswered(sample, str(error))
+            self._tick(sample.time_s, arrival.at_s)
             return
         except InfiEdgeError as error:
             cause = "input" if isinstance(error, SourceError) else "model"
             minute.errors += 1
             self._error(cause, sample, str(error))
-            self._tick(sample.time_s, at_s)
+            self._tick(sample.time_s, arrival.at_s)
             return
-        if gate.stats["filter_error"] > filter_errors and self._tell("filter"):
-            log.error("%s, input %d is inferred: %s", self.name, sample.index, result.why)
-        status.frame_age_s.observe(age_s + gate.filter_s)
-        status.filter_s.observe(gate.filter_s)
+        status.frame_age_s.observe(arrival.age_s + arrival.filter_s)
+        status.filter_s.observe(arrival.filter_s)
         wanted = self._wanted(result)
         result = replace(
             result,
-            at=wall_time(at_s),
-            before=self._kept.add(sample, result, wanted, config.pre_roll_s),
+            at=wall_time(arrival.at_s),
+            before=self._kept.add(sample, result, wanted, self._setup.config.pre_roll_s),
         )
-        self._count(result, sample, minute, wanted)
+        self._count(result, sample, minute, wanted, arrival.job)
         self._deliver(result, sample)
         self._send(self._tracker.result(result, sample))
         self._save_now_and_then()
+
+    def _answer(self, arrival: Arrival) -> Result:
+        """The result of an arrival. Raises what has kept it from having one."""
+        gate, client, step = self._setup.gate, self._setup.client, arrival.step
+        if step is not None and step.result is not None:
+            return step.result
+        try:
+            if arrival.error is not None:
+                raise arrival.error
+            assert arrival.job is not None
+            assert step is not None
+            value = client.end(arrival.job)
+        except LinkDown as error:
+            self._count_bytes(arrival.job)
+            if step is not None:
+                gate.fail(step)
+            return self._without(arrival, error)
+        except InfiEdgeError:
+            self._count_bytes(arrival.job)
+            if step is not None:
+                gate.fail(step)
+            raise
+        self._count_bytes(arrival.job)
+        self.status.sent += client.served.remote is not None
+        self.status.link = ""
+        return gate.answer(step, value)
+
+    def _count_bytes(self, job: Job | None) -> None:
+        if job is not None:
+            self.status.bytes_sent += job.sent
+            self.status.bytes_received += job.received
+
+    def _without(self, arrival: Arrival, error: LinkDown) -> Result:
+        """Answer without the server, or raise what becomes of the input."""
+        setup, status = self._setup, self.status
+        message = public_address(str(error))
+        status.link = message
+        how = setup.client.served.config.offload.when_down
+        if self._tell("link"):
+            log.warning("%s: %s; meanwhile inputs go the way of when_down = %s",
+                        self.name, message, how)  # fmt: skip
+        result = answer_without(
+            arrival,
+            wall_time(arrival.at_s),
+            error,
+            setup.client.served.config.offload,
+            setup.gate,
+            setup.local,
+            self._late,
+            "image" if setup.head is not None else setup.manifest.modality,
+        )
+        if result.action is Action.INFER:
+            status.counts["local"] += 1
+        status.counts["stale"] += result.action is Action.REUSE
+        return result
+
+    def _unanswered(self, sample: Sample, message: str) -> None:
+        """Count an input that is dropped because the server is away."""
+        self.status.counts["link_down"] += 1
+        message = public_address(message)
+        if self._tell("dropped"):
+            log.error("%s, input %d gets no answer: %s", self.name, sample.index, message)
+        for outlet in self._outlets:
+            outlet.put_error(self.name, sample, message)
+
+    # Late answers.
+
+    def _begin_late(self) -> None:
+        setup = self._setup
+        remote = setup.client.served.remote
+        offload = setup.client.served.config.offload
+        if remote is None or offload.when_down != "queue":
+            return
+        path = self.state / f"{self.name}.spool" if offload.spool == "disk" else None
+        spool = Spool(path, offload.spool_bytes, offload.spool_order, setup.identity)
+        if spool.sentence:
+            log.warning("%s: %s", self.name, spool.sentence)
+        if len(spool):
+            log.info("%s: %d inputs wait from before", self.name, len(spool))
+        for cause in ("uncertain", "damaged"):
+            if lost := spool.counts[cause]:
+                self.status.counts[f"spool_{cause}"] += lost
+                log.warning("%s: %d queued inputs are lost (%s)", self.name, lost, cause)
+        self._late = Late(
+            self.name, spool, remote, self._infer_late, self._deliver_late, self._fail_late
+        )
+
+    def _end_late(self) -> None:
+        if self._late is None:
+            return
+        late, self._late = self._late, None
+        waiting = len(late.spool)
+        late.close()
+        if waiting and late.spool.path is None:
+            self.status.counts["abandoned"] += waiting
+        elif waiting:
+            log.info("%s: %d inputs stay queued for the next start", self.name, waiting)
+
+    def _infer_late(self, data: Any) -> Value:
+        """Answer a queued input, from the thread of the late answers."""
+        late = self._setup.late
+        assert late is not None
+        job = late.client.begin(data if late.head is None else late.head(data))
+        try:
+            return late.client.end(job)
+        finally:
+            with self._turn:
+                self._count_bytes(job)
+
+    def _deliver_late(self, result: Result, sample: Sample) -> None:
+        with self._turn:
+            self.status.counts["late"] += 1
+            self.status.sent += 1
+            self._deliver(result, sample)
+
+    def _fail_late(self, sample: Sample, message: str) -> None:
+        with self._turn:
+            self.status.counts["late_error"] += 1
+            message = public_address(message)
+            if self._tell("late"):
+                log.error("%s, queued input %d: %s", self.name, sample.index, message)
+            for outlet in self._outlets:
+                outlet.put_error(self.name, sample, message)
 
     def _wanted(self, result: Result) -> bool:
         if result.action is Action.SKIP:
             return False
         return not self._setup.gate.task.is_redundant(result.value)
 
-    def _count(self, result: Result, sample: Sample, minute: Minute, wanted: bool) -> None:
-        status, client, gate = self.status, self._setup.client, self._setup.gate
+    def _count(
+        self, result: Result, sample: Sample, minute: Minute, wanted: bool, job: Job | None
+    ) -> None:
+        status, gate = self.status, self._setup.gate
         minute.inputs += 1
         minute.wanted += wanted
-        if result.action is Action.INFER:
-            status.model_s.observe(client.model_s)
-            status.queue_s.observe(client.queue_s)
-            minute.model_s += client.model_s
-        else:
+        if result.action is Action.INFER and not result.degraded and job is not None:
+            status.model_s.observe(job.model_s)
+            status.queue_s.observe(job.queue_s)
+            minute.model_s += job.model_s
+        elif result.action is not Action.INFER:
             minute.filtered += 1
             status.bytes_saved += size_bytes(sample.data)
         if gate.scene is not None:
             status.counts["scene_change"] = gate.scene.changes
         status.scene_change = result.scene_change
+        status.waiting = 0 if self._late is None else len(self._late.spool)
         if result.degraded:
-            self._degrade("over budget: the last answer is given again")
+            self._degrade(
+                "the server is away: answers are old or another model's"
+                if status.link
+                else "over budget: the last answer is given again"
+            )
         self._recover()
         status.last_value, status.last_action = result.value, result.action.value
         status.last_why, status.last_at = result.why, result.at
@@ -239,7 +449,7 @@ class Pipeline:
 
     def _degrade(self, how: str) -> None:
         self.status.degraded = how
-        self.status.promise = "suspended while over budget"
+        self.status.promise = f"suspended while {how.partition(':')[0]}"
         self._degraded_until_s = time.monotonic() + DEGRADED_S
         if self._tell("over budget"):
             log.warning("%s: %s; what is promised is suspended meanwhile", self.name, how)
@@ -308,7 +518,9 @@ class Pipeline:
         return sample if data is sample.data else replace(sample, data=data)
 
     def _idle(self, source: Source) -> None:
-        self._tick(source.now_s(), time.time())
+        self.status.waiting = 0 if self._late is None else len(self._late.spool)
+        if not len(self._flight):
+            self._tick(source.now_s(), time.time())
         self._recover()
         if source.health.state == "failing":
             self._quiet.restart()  # no input at all is told otherwise
@@ -339,6 +551,7 @@ class Pipeline:
         gate.stats = status.counts
         setup.client.alive = self._waiting
         status.address = public_address(config.address)
+        self._flight.window = setup.client.served.window
         status.modality, status.model = manifest.modality, setup.client.served.name
         status.bundle, status.task = Path(config.filter).name, manifest.workload.task
         status.enabled = gate.enabled

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import msgspec
 import numpy as np
 
@@ -38,6 +42,15 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What has passed since the last inference, in inputs; when it was, seconds of the stream."""
+
+    since_inference: int
+    filtered_in_a_row: int
+    inferred_at_s: float | None
+
+
 class Policy:
     """Decides per input; holds the cache and what has passed since the last inference.
 
@@ -63,28 +76,81 @@ class Policy:
 
         score: SKIP head's probability that inference is needed, or None. embedding: uint8 (D,).
         """
-        decision = self._decide(score, embedding, now_s)
+        decision = self.preview(score, embedding, now_s)
+        self.count()
+        return decision
+
+    def preview(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
+        """The decision as of now, not yet counted: whoever acts on it calls `count`."""
+        return self._decide(score, embedding, now_s)
+
+    def count(self) -> None:
+        """Count one input that was decided on."""
         self.since_inference += 1
         self.filtered_in_a_row += 1
-        return decision
 
     def observe(self, embedding: np.ndarray, value: Value, now_s: float) -> None:
         """Store what the model answered to an input that was inferred."""
         self.inferred(now_s)
+        self.store(embedding, value, now_s)
+
+    def store(self, embedding: np.ndarray, value: Value, now_s: float) -> None:
+        """Store an answer; that its input was inferred is noted already."""
         if self.head is not None:
             self.cache.insert(embedding, value, now_s)
 
     def inferred(self, now_s: float) -> None:
-        """Note an inference whose answer is not to be reused."""
+        """Note an inference whose answer is not to be reused, or has not come yet."""
         self.since_inference = 0
         self.filtered_in_a_row = 0
         self._inferred_at_s = now_s
+
+    @property
+    def counters(self) -> Counters:
+        """What has passed since the last inference."""
+        return Counters(self.since_inference, self.filtered_in_a_row, self._inferred_at_s)
+
+    def not_inferred(self, before: Counters, passed: int) -> None:
+        """Take an inference back that has failed. before: the counters when it began. passed:
+        inputs decided on since."""
+        self.since_inference = max(self.since_inference, before.since_inference + passed)
+        self.filtered_in_a_row = max(self.filtered_in_a_row, before.filtered_in_a_row + passed)
+        self._inferred_at_s = before.inferred_at_s
+
+    def awaits(
+        self, decision: Decision, embedding: np.ndarray, asked: Iterable[tuple[np.ndarray, float]]
+    ) -> bool:
+        """Whether an answer that is still to come would be reused instead of this decision.
+
+        embedding: uint8 (D,), of the input. asked: (embedding, age in seconds of the stream) of
+        those whose answers are awaited, the newest first.
+        """
+        knobs = self.knobs
+        if decision.action is Action.SKIP or self.head is None or knobs.reuse_threshold is None:
+            return False
+        if knobs.max_since_inference == 0 or knobs.max_consecutive_filtered == 0:
+            return False
+        if knobs.deliver == "last":
+            asked = itertools.islice(asked, 1)
+        p = min((self._p_awaited(embedding, *one) for one in asked), default=math.inf)
+        if not p <= knobs.reuse_threshold:
+            return False
+        if decision.action is Action.INFER or knobs.deliver != "nearest":
+            return True
+        return decision.p_changed is None or p <= decision.p_changed
 
     def follow(self, other: Policy) -> None:
         """Count on from where another policy stands."""
         self.since_inference = other.since_inference
         self.filtered_in_a_row = other.filtered_in_a_row
         self._inferred_at_s = other._inferred_at_s
+
+    def _p_awaited(self, embedding: np.ndarray, asked: np.ndarray, age_s: float) -> float:
+        difference = cv2.absdiff(asked, embedding).ravel()
+        distance = int(difference.sum(dtype=np.int32))
+        if self.knobs.max_distance is not None and distance > self.knobs.max_distance:
+            return math.inf
+        return self._p(difference[None], float(distance), age_s)
 
     def _decide(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
         knobs = self.knobs
@@ -133,10 +199,15 @@ class Policy:
         return Decision(Action.REUSE, "answered before", value, score, p, age_s, distance, votes)
 
     def _p_changed(self, slot: int, embedding: np.ndarray, distance: int, age_s: float) -> float:
-        head, z = self.head, float(distance)
+        differences = self.cache.differences(np.array([slot]), embedding)
+        return self._p(differences, float(distance), age_s)
+
+    def _p(self, differences: np.ndarray, z: float, age_s: float) -> float:
+        """p(changed) of one pair. differences: uint8 (1, D). z: their sum."""
+        head = self.head
         assert head is not None
         if head.rescore is not None:
-            z = float(head.rescore(self.cache.differences(np.array([slot]), embedding))[0])
+            z = float(head.rescore(differences)[0])
         return sigmoid(
             head.bias + head.distance * z + head.log_age * math.log1p(age_s) + head.age * age_s
         )

@@ -23,11 +23,21 @@ from infi_edge.capture.recorded import FORMAT_VERSION, RecordingManifest
 from infi_edge.capture.recordings import draft_live_spec, draft_spec
 from infi_edge.config import Polygon, SourceConfig
 from infi_edge.errors import ConfigError
+from infi_edge.executors.head import Head
+from infi_edge.executors.offload import open_workload, workload_identity
 from infi_edge.labels import DECODING_VERSION
-from infi_edge.options import parse_settings, preprocess_options, workload_options
+from infi_edge.options import (
+    chosen_model,
+    executor_options,
+    parse_offload,
+    parse_settings,
+    preprocess_options,
+    workload_options,
+)
 from infi_edge.preprocess import Spec, change_spec
 from infi_edge.record import Preparation, Recorder, Totals, record_stream
-from infi_edge.workload import Workload, WorkloadSpec, find_labels, model_identity
+from infi_edge.tasks import Value
+from infi_edge.workload import Workload, WorkloadSpec, find_labels
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +87,7 @@ def parse_size(text: str) -> tuple[int, int]:
 @click.command("record", epilog="\b\nSources:\n" + GRAMMAR)
 @click.option("--source", required=True, help="Where inputs come from; see below.")
 @workload_options
+@executor_options
 @preprocess_options
 @click.option(
     "--rate-hz",
@@ -117,7 +128,8 @@ def record(
     fast: bool,
     reduced: str | None,
     masks: tuple[str, ...],
-    **options: str | None,
+    head: str | None,
+    **options: Any,
 ) -> None:
     """Run the model on everything and keep inputs and answers, to train a filter from.
 
@@ -132,7 +144,7 @@ def record(
     modality, spec = _draft(source, modality, settings, rate_hz, size)
     if polygons and modality not in PICTURES:
         raise ConfigError(f"--mask is for pictures, not for {modality}")
-    workload, info = _workload(options, modality)
+    workload, info = _workload(options, modality, head)
     config = SourceConfig(address=source, filter="", model="", rate_hz=rate_hz, fast=fast)
     opened = open_source(public_address(source), config, spec, must_open=True)
     manifest = RecordingManifest(
@@ -193,22 +205,40 @@ def _draft(
     return modality, change_spec(spec, {k: v for k, v in size.items() if k not in settings})
 
 
-def _workload(options: dict[str, str | None], modality: str) -> tuple[Workload, WorkloadInfo]:
-    model, task = options["model"], options["task"]
+def _workload(
+    options: dict[str, Any], modality: str, head: str | None
+) -> tuple[Callable[[Any], Value], WorkloadInfo]:
+    """Return what answers inputs, and what the recording says of it."""
+    model, task = chosen_model(options), options["task"]
     if model is None or task is None:
-        raise ConfigError("give --model and --task: what to run, and what its outputs mean")
-    identity = model_identity(model, options["model_version"] or "")
-    labels = find_labels(model, options["labels"])
-    spec = WorkloadSpec(task, options["decoder"], options["same"] or "exact", labels, modality)
-    workload = Workload(model, spec)
-    return workload, WorkloadInfo(
+        raise ConfigError(
+            "give --model (or --executor) and --task: what to run, and what its outputs mean"
+        )
+    version, decoder = options["model_version"] or "", options["decoder"]
+    labels = find_labels(options["model"] or "", options["labels"])
+    seen = modality if head is None else "features"
+    spec = WorkloadSpec(task, decoder, options["same"] or "exact", labels, seen)
+    front = None if head is None else Head(head, decoder or "raw")
+    workload = open_workload(
+        model,
+        spec,
+        offload=parse_offload(options["offload"]),
+        whole_input=None if front is None else front.input,
+    )
+    infer = workload if front is None else _after(front, workload)
+    return infer, WorkloadInfo(
         model=Path(model).name,
-        model_identity=identity,
+        model_identity=workload_identity(workload, model, version),
         decoder=workload.spec.decoder or "raw",
         task=workload.spec.task,
         same=workload.spec.same,
         labels=list(workload.spec.labels),
+        head_identity="" if front is None else front.identity,
     )
+
+
+def _after(head: Head, tail: Workload) -> Callable[[Any], Value]:
+    return lambda data: tail(head(data))
 
 
 def _sums(output: str, totals: Totals, recorder: Recorder) -> str:

@@ -17,6 +17,8 @@ LATENCY_BOUNDS_S = (
     10.0, 30.0, 60.0,
 )  # fmt: skip
 
+SENDABLE = ("skip", "reuse", "infer", "local", "link_down", "queued")
+
 
 class Histogram:
     """Counts of seconds in fixed buckets; one writer."""
@@ -72,6 +74,8 @@ class SourceStatus:
     longest_quiet_s: see `quiet_alarm`.
     model_saved_s: what the filtered inputs would have cost at the model's mean.
     bytes_saved: of inputs not sent off the device.
+    bytes_sent, bytes_received: to and from a server, at the socket; sent: inputs that went there.
+    waiting: inputs kept until the server can be used again. link: what is wrong with it, or empty.
     """
 
     name: str
@@ -101,6 +105,11 @@ class SourceStatus:
     cache_hits: int = 0
     cache_evictions: int = 0
     bytes_saved: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    sent: int = 0
+    waiting: int = 0
+    link: str = ""
     last_value: Value = None
     last_action: str = ""
     last_why: str = ""
@@ -125,11 +134,37 @@ class SourceStatus:
         return 1.0 - self.counts["infer"] / inputs if inputs else None
 
     @property
+    def bandwidth_saved(self) -> float | None:
+        """Share of the bytes that sending every input the same way would have cost, at the mean of
+        those that were sent; None where nothing goes to a server."""
+        everything = sum(self.counts[action] for action in SENDABLE)
+        if not self.sent or not everything:
+            return None
+        return 1.0 - min(self.sent / everything, 1.0)
+
+    @property
     def model_saved_s(self) -> float:
         """Seconds of the model that filtering has saved, at its mean so far."""
         model = self.model_s
         filtered = self.counts["skip"] + self.counts["reuse"]
         return filtered * model.total_s / model.count if model.count else 0.0
+
+
+@dataclass(slots=True)
+class LinkStatus:
+    """One model on a server now. sentence: what is wrong with it, or empty.
+
+    counts: retries, opened (the breaker), faults by kind. sent, received: bytes at the sockets, by
+    cause (infer, retry, metadata, probe).
+    """
+
+    name: str
+    address: str
+    is_up: bool = True
+    sentence: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    received: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -164,6 +199,7 @@ class Status:
     reload_sentence: str = ""
     sources: list[SourceStatus] = field(default_factory=list)
     sinks: list[SinkStatus] = field(default_factory=list)
+    links: list[LinkStatus] = field(default_factory=list)
 
 
 class Control(Protocol):

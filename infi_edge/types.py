@@ -58,7 +58,8 @@ class Result:
     """The answer to one input and how it came about; further fields are those of Decision.
 
     at: wall time of the input, ISO 8601 in UTC; empty outside the daemon. scene_change: the whole
-    scene changes, inputs pass through. degraded: over budget, the promise is suspended.
+    scene changes, inputs pass through. degraded: over budget, or the server away: an old answer or
+    another model's. late: answered after later inputs, once the server was there again.
     before: the inputs kept from before this one (the pre-roll), where the gate has just opened.
     """
 
@@ -76,4 +77,5 @@ class Result:
     at: str = ""
     scene_change: bool = False
     degraded: bool = False
+    late: bool = False
     before: tuple[Sample, ...] = field(default=(), repr=False)

@@ -135,11 +135,13 @@ class Workload:
         model: str | Path | Callable[[Any], Any] | Network,
         spec: WorkloadSpec,
         threads: int = 1,
+        whole_input: TensorSpec | None = None,
     ) -> None:
         """model: a .tflite path, `package.module:function`, any callable, or a loaded network.
 
         A callable takes the input (a picture as a BGR uint8 frame (H, W, 3), a clip as a list of
         them, anything else as the sample has it) and returns outputs for the decoder.
+        whole_input: of the tail of a partitioned model: what the whole one takes.
         Raises ConfigError or ExecutorError if the parts do not fit.
         """
         self._network: Network | None = None
@@ -153,6 +155,8 @@ class Workload:
         else:
             self._network = Network(model, threads)
         inputs = self._network.inputs if self._network else []
+        if whole_input is not None:
+            inputs = [whole_input]
         decoder = spec.decoder or ("raw" if self._function else None)
         if decoder is None:
             raise ConfigError(f"model {model} needs --decoder: what its outputs mean (yolov5, ...)")
@@ -169,25 +173,25 @@ class Workload:
 
         Raises ExecutorError if the model fails, SourceError if the input cannot be decoded.
         """
-        data = self._input(data)
-        if self._network is not None:
-            tensors, fit = self._tensors(data, self._network.inputs)
-            outputs = dequantize(self._network.run(*tensors), self._network.outputs)
-        else:
-            assert self._function is not None
-            fit = Fit()
-            try:
-                outputs = self._function(data)
-            except Exception as error:
-                raise ExecutorError(f"the model failed: {error!r}") from error
-            if self.spec.decoder != "raw":
-                outputs = _as_list(outputs)
+        outputs, fit = self._outputs(self._input(data))
         try:
             return self.task.read(self._decoder.decode(outputs, fit))
         except InfiEdgeError:
             raise
         except Exception as error:  # a user's own decoder or task
             raise ExecutorError(f"the outputs cannot be read: {error!r}") from error
+
+    def _outputs(self, data: Any) -> tuple[Any, Fit]:
+        """Run the model: what the decoder reads, and where the picture lies in the input."""
+        if self._network is not None:
+            tensors, fit = self._tensors(data, self._network.inputs)
+            return dequantize(self._network.run(*tensors), self._network.outputs), fit
+        assert self._function is not None
+        try:
+            outputs = self._function(data)
+        except Exception as error:
+            raise ExecutorError(f"the model failed: {error!r}") from error
+        return outputs if self.spec.decoder == "raw" else _as_list(outputs), Fit()
 
     def _input(self, data: Any) -> Any:
         if self.spec.modality == "image":
@@ -209,7 +213,8 @@ class Workload:
             tensor, fit = prepare(data, inputs[0], self._decoder)
             return [tensor], fit
         if self.spec.modality != "video" or not isinstance(data, list):
-            return [prepare_array(data, inputs[0])], Fit()
+            fit = getattr(data, "fit", Fit())  # of a head's feature map
+            return [prepare_array(data, inputs[0])], fit
         if len(inputs) == len(data) > 1:
             pairs = zip(data, inputs, strict=True)
             return [prepare(frame, spec, self._decoder)[0] for frame, spec in pairs], Fit()

@@ -21,7 +21,8 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
     """A tensor of this shape (without the batch) and type.
 
     offset, scale: what the network reads of numbers is (x - offset) / scale; int8 maps are numbers
-    in their own steps, ids (int32, 0..ids-1) are never scaled.
+    in their own steps, ids (int32, 0..ids-1) are never scaled. pool: the filter reads the means of
+    so many by so many cells of a map (H, W, C), the last ones of fewer.
     """
 
     size: tuple[int, ...] = (1,)
@@ -29,10 +30,14 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
     offset: float = 0.0
     scale: float = 1.0
     ids: int = 4096
+    pool: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.size
+        if self.pool == 1:
+            return self.size
+        rows, columns, channels = self.size
+        return -(-rows // self.pool), -(-columns // self.pool), channels
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -52,6 +57,10 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
             return f"tensor shape: {self.size}"
         if not 2 <= self.ids <= 1 << 24:
             return f"number of ids: {self.ids}"
+        if not 1 <= self.pool <= 1024:
+            return f"pool: {self.pool}"
+        if self.pool > 1 and (len(self.size) != 3 or self.type == "int32"):
+            return f"pool of {self.pool}: only numbers of shape (H, W, C) can be pooled"
         fits = math.isfinite(self.offset) and math.isfinite(self.scale) and self.scale > 0
         return None if fits else "scale"
 
@@ -71,6 +80,8 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
                     f"ids are 0..{self.ids - 1} here, not {wrong[0]}; numbers need type=float32"
                 )
             return array.astype(np.int32)[None]
+        if self.pool > 1:
+            array = _pooled(array, self.pool)
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = (array.astype(np.float32) - np.float32(self.offset)) / np.float32(self.scale)
         if not np.isfinite(numbers).all():
@@ -104,13 +115,30 @@ class FeaturesSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="features"
         """Set offset and scale to the mean and deviation over these inputs."""
         if self.type == "int32" or (self.offset, self.scale) != (0.0, 1.0):
             return self
-        values = np.stack([np.asarray(w, np.float32) for w in windows]).astype(np.float64)
+        maps = [np.asarray(w, np.float32).reshape(self.size) for w in windows]
+        if self.pool > 1:
+            maps = [_pooled(one, self.pool) for one in maps]
+        values = np.stack(maps).astype(np.float64)
         spread = float(values.std())
         if not math.isfinite(spread):
             raise ValueError("a feature map with a value that is not a number")
         if spread <= 1e-7 * abs(float(values.mean())):
             raise ValueError("every feature map is the same: there is nothing to tell apart")
         return msgspec.structs.replace(self, offset=float(values.mean()), scale=spread)
+
+
+def _pooled(values: np.ndarray, side: int) -> np.ndarray:
+    """Means over cells of side x side of a map (H, W, C), float32."""
+    rows, columns, channels = values.shape
+    flat = np.ascontiguousarray(values, np.float32).reshape(rows, columns * channels)
+    edges = np.arange(0, rows, side)
+    sums = np.add.reduceat(flat, edges, axis=0).reshape(len(edges), columns, channels)
+    across = np.arange(0, columns, side)
+    sums = np.add.reduceat(sums, across, axis=1)
+    high = np.diff(np.append(edges, rows)).astype(np.float32)
+    wide = np.diff(np.append(across, columns)).astype(np.float32)
+    means: np.ndarray = sums / (high[:, None] * wide[None])[..., None]
+    return means
 
 
 def _grouped(values: np.ndarray, groups: int) -> np.ndarray:

@@ -54,6 +54,7 @@ def result_record(result: Result) -> dict[str, Any]:
         "votes": result.votes,
         "scene_change": result.scene_change or None,
         "degraded": result.degraded or None,
+        "late": result.late or None,
     }
     record.update({key: value for key, value in optional.items() if value is not None})
     return record

@@ -89,6 +89,7 @@ export class SourceCard {
     parts.note("sentence", status.sentence, status.state === "failing" ? "bad" : "warn");
     parts.note("quiet", quietNote(status));
     parts.note("degraded", degradedNote(status));
+    parts.note("link", linkNote(status), "bad");
     parts.show("scene", status.scene_change);
     this.showSwitch();
     this.showDecision(at);
@@ -156,7 +157,9 @@ export class SourceCard {
     }
     parts.text("saved", count((status.counts.skip ?? 0) + (status.counts.reuse ?? 0)));
     parts.text("saved-time", lasted(status.model_saved_s));
-    parts.text("saved-bytes", bytes(status.bytes_saved));
+    const saved = status.bandwidth_saved;
+    const ofAll = saved === null ? "" : ` (${share(saved)} of what a server would get)`;
+    parts.text("saved-bytes", bytes(status.bytes_saved) + ofAll);
   }
 
   showTimes() {
@@ -318,8 +321,14 @@ function quietNote(status) {
     + `(${lasted(status.longest_quiet_s)}): is the view blocked, or the filter wrong?`;
 }
 
+function linkNote(status) {
+  if (!status.link) return "";
+  const waiting = status.waiting ? ` ${count(status.waiting)} inputs wait.` : "";
+  return `The server is away: ${status.link}.${waiting}`;
+}
+
 function degradedNote(status) {
-  return status.degraded ? `Over budget, the promise is suspended: ${status.degraded}` : "";
+  return status.degraded ? `The promise is suspended: ${status.degraded}` : "";
 }
 
 function boundNote(point, confidence) {

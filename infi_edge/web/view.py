@@ -18,7 +18,7 @@ from infi_edge.types import Image
 
 PICTURE_WIDTH = 640
 _ENOUGH = ImageSpec(width=PICTURE_WIDTH // 2, height=1)
-_SENTENCES = ("address", "sentence", "budget", "degraded", "promise", "reload_sentence")
+_SENTENCES = ("address", "sentence", "budget", "degraded", "link", "promise", "reload_sentence")
 
 
 def status_json(status: Status, pictures: bool) -> bytes:
@@ -29,6 +29,7 @@ def status_json(status: Status, pictures: bool) -> bytes:
     view = _view(status)
     view["sources"] = [_source(source) for source in status.sources]
     view["sinks"] = [_view(sink) for sink in status.sinks]
+    view["links"] = [_view(link) for link in status.links]
     view["at"] = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     view["pictures"] = pictures
     return json_bytes(view)
@@ -50,6 +51,7 @@ def _source(source: SourceStatus) -> dict[str, Any]:
     view["inputs"] = source.inputs
     view["filtering_rate"] = source.filtering_rate
     view["model_saved_s"] = source.model_saved_s
+    view["bandwidth_saved"] = source.bandwidth_saved
     return view
 
 

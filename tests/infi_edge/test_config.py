@@ -397,7 +397,7 @@ def test_a_file_of_windows_is_read_and_its_lines_counted(path, refuses):
     [
         ('address = "camera:0"', "", "[sources.yard]", "sources.yard has no address; add it"),
         ('filter = "yard.infi"', "", "[sources.yard]", "sources.yard has no filter; add it"),
-        ('path = "own.model:infer"', "", "[models.m]", "models.m has no path; add it"),
+        ('path = "own.model:infer"', "", "[models.m]", "models.m needs one of path"),
         ('kind = "jsonl"', "", "[sinks.out]", "sinks.out has no kind; add it"),
         ('"jsonl"', '"json"', "kind", "'json'; it is one of http, jsonl, mqtt, snapshots"),
         ('"jsonl"', "[]", "kind", "sinks.out.kind is list|sinks.out.kind is array"),

@@ -363,7 +363,7 @@ def test_whatever_goes_wrong_in_the_filter_the_input_is_inferred(
         "embed_tensor": (gate._filter, "embed_tensor"),
         "scene": (gate.scene, "changing"),
         "score": (gate._filter, "embed_tensor"),
-        "policy": (gate.policy, "decide"),
+        "policy": (gate.policy, "preview"),
     }[part]
     nan = (float("nan"), np.zeros(3, np.uint8))
     monkeypatch.setattr(owner, name, (lambda _: nan) if part == "score" else broken)

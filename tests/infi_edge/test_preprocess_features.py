@@ -263,3 +263,30 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     with refuses(ConfigError, words):
         change_spec(spec, settings_)
+
+
+def test_a_pooled_map_is_the_mean_of_its_cells():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(7, 10, 3)).astype(np.float32)
+    spec = FeaturesSpec((7, 10, 3), pool=4)
+    tensor = spec.tensor(values)
+    assert tensor.shape == (1, *spec.shape) == (1, 2, 3, 3)
+    assert np.allclose(tensor[0, 0, 0], values[:4, :4].mean(axis=(0, 1)), atol=1e-6)
+    assert np.allclose(tensor[0, 1, 2], values[4:, 8:].mean(axis=(0, 1)), atol=1e-6)
+
+
+def test_a_pooled_map_is_scaled_by_what_is_left_of_it():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(5.0, 2.0, (8, 8, 4)).astype(np.float32) for _ in range(20)]
+    fitted = FeaturesSpec((8, 8, 4), pool=4).fitted(maps)
+    tensors = np.concatenate([fitted.tensor(m) for m in maps])
+    assert abs(float(tensors.mean())) < 1e-5
+    assert abs(float(tensors.std()) - 1.0) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "pool"),
+    [((10,), "float32", 2), ((4, 4, 2), "int32", 2), ((4, 4, 2), "int8", 0)],
+)
+def test_what_cannot_be_pooled_is_told(size, kind, pool):
+    assert "pool" in FeaturesSpec(size, kind, pool=pool).problem()

@@ -1,0 +1,1 @@
+"""Where a model runs that is not in this process: on a server (offload), or half of it there."""

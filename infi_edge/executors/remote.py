@@ -1,0 +1,348 @@
+"""A model on a server: reached over links of its own, with deadline, retries and a breaker."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from infi_edge.config import OffloadConfig
+from infi_edge.errors import ConfigError, ExecutorError
+from infi_edge.executors.breaker import Breaker
+from infi_edge.executors.credentials import Credentials
+from infi_edge.executors.endpoint import Endpoint, parse_endpoint
+from infi_edge.executors.link import Link, LinkError, RemoteMetadata, RemoteTensor, Tensors
+from infi_edge.executors.traffic import Cause, Traffic
+from infi_edge.status import LinkStatus
+
+log = logging.getLogger("infi_edge")
+
+PLATFORM = "tflite-sha256-"
+FIT, SCALE = "fit", "scale"
+PROBE_S = 2.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
+
+Takes = Literal["tensor", "bytes", "features"]
+
+
+class LinkDown(ExecutorError):
+    """The server cannot be used now; what becomes of the input is the policy's business.
+
+    passing: trying again may help, without anybody doing anything about it.
+    """
+
+    def __init__(self, message: str, passing: bool = True) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class RemoteModel:
+    """One served model, for any number of threads: each has a connection of its own.
+
+    state, sentence: of the link, for the status page. traffic: bytes at the sockets.
+    counts: `retries`, `faults` by kind, `opened` (the breaker).
+    """
+
+    def __init__(self, url: str, config: OffloadConfig) -> None:
+        """Nothing is sent yet. Raises ConfigError for an address or setting that makes no sense,
+        or if the package for the protocol is not installed."""
+        self.endpoint: Endpoint = parse_endpoint(url)
+        self.config = config
+        self._credentials = Credentials(
+            ca_file=config.ca_file,
+            cert_file=config.cert_file,
+            key_file=config.key_file,
+            token_file=config.token_file,
+            token_env=config.token_env,
+        )
+        self._make_link = _transport(self.endpoint)
+        self._make_link(self.endpoint, self._credentials, Traffic()).close()
+        self.counts: Counter[str] = Counter()
+        self.sentence = ""
+        self.traffic = Traffic()
+        self._breaker = Breaker()
+        self._metadata: RemoteMetadata | None = None
+        self._local = threading.local()
+        self._links: set[Link] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._changed = threading.Condition()
+        self._prober: threading.Thread | None = None
+
+    # What it is.
+
+    @property
+    def is_up(self) -> bool:
+        """Whether requests are made; False while only probes are."""
+        return self._breaker.state != "open"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the server has said what the model is."""
+        return self._metadata is not None
+
+    @property
+    def metadata(self) -> RemoteMetadata:
+        """What the server said when it was first reached. Raises LinkDown before that."""
+        if self._metadata is None:
+            self.connect()
+        assert self._metadata is not None
+        return self._metadata
+
+    @property
+    def takes(self) -> Takes:
+        """What is sent: tensors, encoded bytes (a BYTES input), or int8 features with a scale."""
+        inputs = self.metadata.inputs
+        if any(tensor.datatype == "BYTES" for tensor in inputs):
+            return "bytes"
+        return "features" if any(tensor.name == SCALE for tensor in inputs) else "tensor"
+
+    @property
+    def identity(self) -> str:
+        """The SHA-256 of the .tflite file where the server tells it, else its address and
+        versions."""
+        metadata = self.metadata
+        if metadata.platform.startswith(PLATFORM):
+            return metadata.platform.removeprefix(PLATFORM)
+        return f"{self.endpoint}@{','.join(metadata.versions)}"
+
+    def connect(self) -> None:
+        """Ask the server what the model is, unless it is known.
+
+        Raises LinkDown if the server is not there, ExecutorError if it has no such model or the
+        model is not what can be used here.
+        """
+        if not self._breaker.enter():
+            raise LinkDown(self.sentence)
+        self._attempt(lambda: self._ask(self._link()))
+
+    def wait(self, most_s: float) -> bool:
+        """Wait until the server can be used; return whether it can."""
+        with self._changed:
+            return (
+                self._changed.wait_for(lambda: self.is_up or self._closing.is_set(), most_s)
+                and self.is_up
+            )
+
+    # Running.
+
+    def run(self, inputs: Tensors) -> list[np.ndarray]:
+        """Run once; return the outputs in the order of the metadata.
+
+        Raises LinkDown if the server cannot be used, ExecutorError if it does not answer this.
+        """
+        import tenacity
+
+        config, first = self.config, True
+        until_s = time.monotonic() + config.deadline_s
+        if not self._breaker.enter():
+            raise LinkDown(self.sentence)
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(config.retries + 1)
+            | tenacity.stop_after_delay(config.deadline_s),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
+            retry=tenacity.retry_if_exception(self._is_worth_a_retry),
+            sleep=self._sleep,
+            reraise=True,
+        )
+
+        def once() -> list[np.ndarray]:
+            nonlocal first
+            cause: Cause = "infer" if first else "retry"
+            self.counts["retries"] += not first
+            first = False
+            left_s = max(until_s - time.monotonic(), 0.001)
+            link = self._link()
+            if self._metadata is None:
+                self._ask(link)
+            outputs = link.infer(inputs, self.output_names, left_s, cause)
+            _check_numbers(outputs, self.output_names, self.endpoint)
+            return outputs
+
+        outputs = retrying(self._attempt, once)
+        assert outputs is not None
+        return outputs
+
+    @property
+    def output_names(self) -> list[str]:
+        """Of its outputs, in the metadata's order."""
+        return [tensor.name for tensor in self.metadata.outputs]
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes (sent, received) by this thread's connections so far."""
+        traffic: Traffic | None = getattr(self._local, "traffic", None)
+        if traffic is None:
+            return 0, 0
+        return sum(traffic.sent.values()), sum(traffic.received.values())
+
+    def status(self, name: str) -> LinkStatus:
+        """What the status page and the metrics tell of it. name: the model's."""
+        counts, sent, received = self.counts.copy(), *self.traffic.totals()
+        return LinkStatus(
+            name, str(self.endpoint), self.is_up, self.sentence, counts, sent, received
+        )
+
+    def close(self) -> None:
+        """Let go of every connection; what runs fails soon."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        with self._lock:
+            links, self._links = self._links, set()
+        for link in links:
+            link.close()
+
+    def _attempt(self, call: Callable[[], list[np.ndarray] | None]) -> list[np.ndarray] | None:
+        """One attempt; its outcome goes into breaker and counts."""
+        try:
+            outputs = call()
+        except LinkError as error:
+            self.counts[f"fault {error.fault}"] += 1
+            self._let_go()
+            if error.fault == "answer":  # the server is there; it is this input that failed
+                self._up()
+                raise ExecutorError(str(error)) from error
+            self._down(str(error))
+            if error.fault == "failed":
+                raise
+            raise LinkDown(str(error), error.fault == "link") from error
+        self._up()
+        return outputs
+
+    def _sleep(self, seconds: float) -> None:
+        self._closing.wait(seconds)
+
+    def _is_worth_a_retry(self, error: BaseException) -> bool:
+        if self._closing.is_set() or self._breaker.state == "open":
+            return False
+        return isinstance(error, LinkError) or (isinstance(error, LinkDown) and error.passing)
+
+    def _link(self) -> Link:
+        link: Link | None = getattr(self._local, "link", None)
+        if link is None:
+            if self._closing.is_set():
+                raise LinkDown(f"{self.endpoint}: closed")
+            if not hasattr(self._local, "traffic"):
+                self._local.traffic = Traffic(self.traffic)
+            link = self._make_link(self.endpoint, self._credentials, self._local.traffic)
+            self._local.link = link
+            with self._lock:
+                self._links.add(link)
+        return link
+
+    def _let_go(self) -> None:
+        link: Link | None = getattr(self._local, "link", None)
+        if link is not None:
+            self._local.link = None
+            with self._lock:
+                self._links.discard(link)
+            link.close()
+
+    def _ask(self, link: Link) -> None:
+        metadata = link.metadata(min(self.config.deadline_s, 10.0))
+        known = self._metadata
+        if known is not None and (known.platform, known.inputs, known.outputs) != (
+            metadata.platform, metadata.inputs, metadata.outputs
+        ):  # fmt: skip
+            raise LinkError(
+                "denied", f"{self.endpoint} is another model now; start again to use that one"
+            )
+        problem = _problem(metadata, self.config)
+        if problem is not None:
+            raise LinkError("answer", f"{self.endpoint} cannot be used: {problem}")
+        self._metadata = metadata
+
+    # Up and down.
+
+    def _up(self) -> None:
+        was_down = self._breaker.state != "closed"
+        self._breaker.succeeded()
+        if was_down:
+            log.info("%s: answers again", self.endpoint)
+        self.sentence = ""
+        if was_down:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _down(self, sentence: str) -> None:
+        self.sentence = sentence
+        if not self._breaker.failed():
+            return
+        self.counts["opened"] += 1
+        log.warning("%s; it is probed until it answers", sentence)
+        with self._lock:
+            if self._prober is None or not self._prober.is_alive():
+                self._prober = threading.Thread(
+                    target=self._probe, name=f"probe {self.endpoint.host}", daemon=True
+                )
+                self._prober.start()
+
+    def _probe(self) -> None:
+        """Ask whether the model is ready, at growing, jittered intervals, until it is."""
+        wait_s = FIRST_WAIT_S
+        while not self._closing.wait(wait_s * random.uniform(0.5, 1.0)):
+            link = self._make_link(self.endpoint, self._credentials, Traffic(self.traffic))
+            try:
+                if link.ready(PROBE_S):
+                    self._ask(link)
+                    break
+            except LinkError as error:
+                self.sentence = str(error)
+            finally:
+                link.close()
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+        with self._lock:
+            self._prober = None
+        self._breaker.probed()
+        with self._changed:
+            self._changed.notify_all()
+
+
+LinkMaker = Callable[[Endpoint, Credentials, Traffic], Link]
+
+
+def _transport(endpoint: Endpoint) -> LinkMaker:
+    """Return what makes links. Raises ConfigError if the packages are not installed."""
+    try:
+        if endpoint.is_grpc:
+            from infi_edge.executors.grpc_link import GrpcLink
+
+            return GrpcLink
+        from infi_edge.executors.http_link import HttpLink
+    except ImportError as error:
+        raise ConfigError(
+            f"an executor needs {error.name}; install it with pip install 'infi-edge[offload]'"
+        ) from error
+    return HttpLink
+
+
+def _problem(metadata: RemoteMetadata, config: OffloadConfig) -> str | None:
+    """What makes a model unusable here, or None."""
+    inputs = metadata.inputs
+    if not inputs or not metadata.outputs:
+        return "the server does not say what its inputs and outputs are"
+    encoded = [tensor for tensor in inputs if tensor.datatype == "BYTES"]
+    if encoded and len(inputs) > 1:
+        return f"it takes bytes ({encoded[0].name}) and {len(inputs) - 1} more inputs"
+    if config.send == "jpeg" and not encoded:
+        return f'it takes no encoded pictures but {_told(inputs)}; leave send = "jpeg" out'
+    if config.send == "tensor" and encoded:
+        return f"it takes encoded bytes ({encoded[0].name}), not tensors"
+    return None
+
+
+def _told(tensors: Sequence[RemoteTensor]) -> str:
+    return ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in tensors)
+
+
+def _check_numbers(outputs: Sequence[np.ndarray], names: Sequence[str], endpoint: Endpoint) -> None:
+    for name, output in zip(names, outputs, strict=True):
+        # The least of numbers with a NaN among them is NaN, and cheaper than a mask.
+        if output.dtype.kind == "f" and output.size and np.isnan(output.min()):
+            raise LinkError("answer", f"{endpoint} answered {name} with a NaN")
