@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import methods, report, speed
-from benchmarks.workloads import ROOT, image_workloads
+from benchmarks.workloads import ROOT, image_workloads, partition_workloads
 from infi_edge.capture.recordings import open_recording
 from infi_edge.workload import to_frame
 
@@ -29,7 +29,7 @@ def main() -> int:
     result: dict[str, Any] = {"rows": [], "frontier": [], "filter": {}, "cache": {}}
     result |= {"process": {}, "machine": report.machine(), "seed": arguments.seed}
     evictions = []
-    for bench in image_workloads():
+    for bench in [*image_workloads(), *partition_workloads()]:
         if arguments.workload and bench.name not in arguments.workload:
             continue
         if bench.missing:
@@ -39,7 +39,7 @@ def main() -> int:
         result["rows"] += done.rows
         result["frontier"] += done.frontier
         evictions += done.evictions
-        if not result["filter"]:
+        if not result["filter"] and not bench.partition:
             say("timing filter, cache and process")
             frame = to_frame(next(open_recording(str(bench.clip)).samples(0, 1)).data)
             for kind, loaded in done.filters.items():

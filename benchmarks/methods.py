@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,23 +26,27 @@ from converters.calibrate import (
     score,
 )
 from converters.crossfit import cross_fit, embed_stretch, fold_stretches, uncalibrated
-from converters.recordings import TrainingData, load_training_data
+from converters.options import open_head
+from converters.recordings import TrainingData, fit_spec, load_training_data
 from converters.search import search
 from converters.table import learnable
 from converters.trained import Kind, TrainedFilter, TrainSettings
+from infi_edge.bandwidth import jpeg_sizes
 from infi_edge.cache import Eviction
 from infi_edge.capture.recordings import open_recording
 from infi_edge.capture.replay import Recording
 from infi_edge.evaluate import Timing, labelled, time_loop
+from infi_edge.executors.headed import Headed
 from infi_edge.filter import InputFilter
 from infi_edge.gate import Gate
 from infi_edge.policy import Knobs
-from infi_edge.preprocess import ImageSpec
-from infi_edge.replay import Outcome, Truth, replay
+from infi_edge.preprocess import ImageSpec, Spec
+from infi_edge.replay import INFERRED, Outcome, Truth, replay
 from infi_edge.workload import Workload, find_labels, model_identity
 
 TARGETS = (Target("accuracy", 0.9), Target("accuracy", 0.95))
 CONFIDENCE = 0.95
+JPEG_QUALITY = 90
 RESAMPLES = 2000
 
 Say = Callable[[str], None]
@@ -70,13 +76,13 @@ class WorkloadReport:
 
 def run_workload(bench: BenchWorkload, seed: int, say: Say) -> WorkloadReport:
     """Label, train, calibrate and report one workload."""
-    recording = open_recording(str(bench.clip))
-    labels = find_labels(str(bench.model), None)
-    workload = Workload(str(bench.model), bench.spec(labels))
-    identity = model_identity(str(bench.model))
+    recording, workload, identity, spec = _opened(bench)
     say(f"{bench.name}: the model on every input")
     truth = labelled(recording, workload, identity, 0, recording.count)
-    data = load_training_data(recording, truth, 0, recording.count, ImageSpec())
+    if isinstance(recording, Headed):
+        spec = fit_spec(recording, 0, recording.count // 2, spec)
+    modality = "features" if bench.partition else "image"
+    data = load_training_data(recording, truth, 0, recording.count, spec, modality=modality)
     half = len(data) // 2
     first, second = cut(data, 0, half), cut(data, half, len(data))
     mechanism, notes = learnable(first.truth, "both")
@@ -98,13 +104,47 @@ def run_workload(bench: BenchWorkload, seed: int, say: Say) -> WorkloadReport:
     for kind in kinds:
         scores = search(folds[kind], TARGETS, mechanism, CONFIDENCE)
         contenders += _ours(kind, scores, reported[kind])
-    rows, chosen = _rows(bench, contenders, second.truth)
+    say(f"{bench.name}: the bytes of every input")
+    sizes = _sizes(recording, half)
+    rows, chosen = _rows(bench, contenders, second.truth, sizes)
     loaded = {kind: InputFilter(uncalibrated(filters[kind], first)) for kind in kinds}
     say(f"{bench.name}: timing the loop")
     _add_throughput(rows, chosen, recording, half, workload, loaded)
     say(f"{bench.name}: sweeping the frontiers")
     frontier = _frontiers(bench, contenders, second.truth)
     return WorkloadReport(rows, frontier, loaded, _evictions(bench, reported["light"]))
+
+
+def _opened(bench: BenchWorkload) -> tuple[Recording, Workload, str, Spec]:
+    """Return (recording, workload, identity of its model, what the filter reads)."""
+    recording: Recording = open_recording(str(bench.clip))
+    spec = bench.spec(find_labels(str(bench.model), None))
+    if not bench.partition:
+        return (
+            recording,
+            Workload(str(bench.model), spec),
+            model_identity(str(bench.model)),
+            ImageSpec(),
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        head_path, tail = bench.parts(Path(folder))
+        options: dict[str, str | None] = {"decoder": bench.decoder}
+        head, features = open_head(str(head_path), options, None, {})
+        assert head is not None
+        assert features is not None
+        workload = Workload(str(tail), spec, whole_input=head.input)
+        identity = model_identity(str(tail))
+    return Headed(recording, head), workload, identity, features
+
+
+def _sizes(recording: Recording, first: int) -> np.ndarray:
+    """Bytes of each reported input as it is sent: a JPEG, or int8 features with their scale."""
+    if isinstance(recording, Headed):
+        shape = recording.head.output.shape
+        return np.full(recording.count - first, float(np.prod(shape) + 8))
+    sizes = jpeg_sizes(recording, JPEG_QUALITY, first, recording.count)
+    assert sizes is not None
+    return sizes
 
 
 def cut(data: TrainingData, first: int, last: int) -> TrainingData:
@@ -114,6 +154,7 @@ def cut(data: TrainingData, first: int, last: int) -> TrainingData:
         data.features[first:last],
         data.truth.cut(first, last),
         data.spec,
+        data.modality,
     )
 
 
@@ -137,11 +178,12 @@ def _baselines(
         scored("every-nth", baselines.every_nth(), plain, bare),
         scored("nth-median", baselines.nth_median(), plain, bare),
     ]
-    moving = [baselines.motion_scores(first.tensors[a:b]) for a, b in stretches]
-    motion_folds = [baselines.with_scores(f, m) for f, m in zip(plain, moving, strict=True)]
-    motion_report = baselines.with_scores(bare, baselines.motion_scores(second.tensors))
-    motion = baselines.motion(np.concatenate(moving))
-    found.append(scored("motion", motion, motion_folds, motion_report))
+    if isinstance(first.spec, ImageSpec):
+        moving = [baselines.motion_scores(first.tensors[a:b]) for a, b in stretches]
+        motion_folds = [baselines.with_scores(f, m) for f, m in zip(plain, moving, strict=True)]
+        motion_report = baselines.with_scores(bare, baselines.motion_scores(second.tensors))
+        motion = baselines.motion(np.concatenate(moving))
+        found.append(scored("motion", motion, motion_folds, motion_report))
     nets = folds["net"]
     scores = [f.embedded.scores for f in nets if f.embedded and f.embedded.scores is not None]
     if scores:
@@ -195,7 +237,7 @@ Chosen = dict[tuple[str, float], tuple[Contender, Choice, Outcome]]
 
 
 def _rows(
-    bench: BenchWorkload, contenders: Sequence[Contender], truth: Truth
+    bench: BenchWorkload, contenders: Sequence[Contender], truth: Truth, sizes: np.ndarray
 ) -> tuple[list[Row], Chosen]:
     """One row a method and target; of the two filter kinds the one calibration prefers."""
     rows: list[Row] = []
@@ -222,16 +264,26 @@ def _rows(
             }
             if name == "run-everything":
                 outcome = Outcome(np.zeros(len(truth), np.uint8), np.ones(len(truth), bool))
-                rows.append(row | _figures(outcome, truth, 1) | {"filter": None, "setting": None})
+                row |= _figures(outcome, truth, 1) | _bytes(outcome, sizes)
+                rows.append(row | {"filter": None, "setting": None})
             elif found is None:
                 empty = dict.fromkeys(
-                    ("filtering_rate", "accuracy", "recall", "ci_low", "ci_high", "filter")
+                    (
+                        "filtering_rate",
+                        "accuracy",
+                        "recall",
+                        "ci_low",
+                        "ci_high",
+                        "filter",
+                        "bytes_sent",
+                        "bandwidth_saved",
+                    )
                 )
                 rows.append(row | empty | {"setting": None})
             else:
                 contender, choice, outcome = found
                 block = choice.block_inputs or 1
-                row |= _figures(outcome, truth, block)
+                row |= _figures(outcome, truth, block) | _bytes(outcome, sizes)
                 row["filter"] = contender.kind
                 row["setting"] = str(choice.score.setting) if choice.score else "filters nothing"
                 row["expected_filtering_rate"] = _rate(choice)
@@ -257,6 +309,12 @@ def _figures(outcome: Outcome, truth: Truth, block: int) -> Row:
         "ci_low": float(low),
         "ci_high": float(high),
     }
+
+
+def _bytes(outcome: Outcome, sizes: np.ndarray) -> Row:
+    """What goes to a server, and the share that is saved of sending every input the same way."""
+    sent = float(sizes[outcome.actions == INFERRED].sum())
+    return {"bytes_sent": sent, "bandwidth_saved": 1.0 - sent / float(sizes.sum())}
 
 
 def _resampled(values: np.ndarray, block: int) -> np.ndarray:

@@ -88,9 +88,44 @@ def markdown(report: dict[str, Any]) -> str:
         ]
         label = f"{name} ({kind})" if kind else name
         lines.append(f"| {workload} | {label} | {best[0]:.3f} | {best[1]:.3f} |")
+    lines += ["", "Bandwidth saved, of sending every input the same way (a JPEG of quality 90, or"]
+    lines += ["the int8 features of a partitioned model), and the accuracy it costs:", ""]
+    lines += bandwidth_table(report["rows"])
     lines += ["", "Filter, cache, process:", "", "```"]
     lines += [json.dumps({key: report[key]}, indent=1) for key in ("filter", "cache", "process")]
     return "\n".join([*lines, "```", ""])
+
+
+def bandwidth_table(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a workload and target, one column a method."""
+    methods = list(
+        dict.fromkeys(row["method"] for row in rows if row["method"] != "run-everything")
+    )
+    lines = [
+        "| workload | target | " + " | ".join(methods) + " |",
+        "| --- | --- |" + " --- |" * len(methods),
+    ]
+    for workload, target in dict.fromkeys((r["workload"], r["target_accuracy"]) for r in rows):
+        cells = []
+        for method in methods:
+            row = next(
+                (
+                    r
+                    for r in rows
+                    if (r["workload"], r["target_accuracy"], r["method"])
+                    == (workload, target, method)
+                ),
+                None,
+            )
+            if row is None or row["bandwidth_saved"] is None:
+                cells.append("-")
+                continue
+            accuracy = f"({row['accuracy']:.3f})"
+            if row.get("target_missed"):
+                accuracy = f"**{accuracy}**"
+            cells.append(f"{row['bandwidth_saved']:.3f} {accuracy}")
+        lines.append(f"| {workload} | {target:g} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _number(value: float | None, digits: int = 3) -> str:

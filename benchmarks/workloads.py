@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from converters.partition import cuts, split
 from infi_edge.workload import WorkloadSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,10 @@ def models_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class BenchWorkload:
-    """A clip, a model and what is asked of it."""
+    """A clip, a model and what is asked of it.
+
+    partition: the model is cut in two; the filter reads the features between the parts.
+    """
 
     name: str
     clip: Path
@@ -31,6 +35,7 @@ class BenchWorkload:
     decoder: str
     task: str
     same: str
+    partition: bool = False
 
     @property
     def missing(self) -> str | None:
@@ -42,7 +47,18 @@ class BenchWorkload:
 
     def spec(self, labels: tuple[str, ...]) -> WorkloadSpec:
         """The workload as text."""
-        return WorkloadSpec(self.task, self.decoder, self.same, labels)
+        modality = "features" if self.partition else "image"
+        return WorkloadSpec(self.task, self.decoder, self.same, labels, modality)
+
+    def parts(self, folder: Path) -> tuple[Path, Path]:
+        """Cut the model where most of it is on the device and one tensor passes; write and return
+        (head, tail)."""
+        content = self.model.read_bytes()
+        parts = split(content, cuts(content)[-1].tensor)
+        paths = folder / "head.tflite", folder / "tail.tflite"
+        for path, part in zip(paths, parts, strict=True):
+            path.write_bytes(part)
+        return paths
 
 
 def image_workloads() -> list[BenchWorkload]:
@@ -57,4 +73,13 @@ def image_workloads() -> list[BenchWorkload]:
     return [
         BenchWorkload(name, data / clip, model, "yolov5", task, same)
         for name, clip, task, same in rows
+    ]
+
+
+def partition_workloads() -> list[BenchWorkload]:
+    """The same with YOLOv5n in two parts, where a model on the device would save something."""
+    return [
+        replace(bench, name=f"{bench.name}-partition", partition=True)
+        for bench in image_workloads()
+        if bench.name != "highway"
     ]

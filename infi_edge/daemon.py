@@ -37,7 +37,7 @@ from infi_edge.machine import Machine, Processes
 from infi_edge.notify import Notifier
 from infi_edge.pipeline import Pipeline, wall_time
 from infi_edge.plugins import load_plugin
-from infi_edge.preprocess import AudioSpec
+from infi_edge.preprocess import AudioSpec, ImageSpec
 from infi_edge.served import ServedModel, file_stamp
 from infi_edge.setups import Setup, make_setup, trained_rate_hz
 from infi_edge.sinks import make_sink
@@ -142,7 +142,8 @@ class Daemon:
         def open_it(config: SourceConfig, manifest: Manifest) -> Source:
             if scheme_of(config.address) is None and config.rate_hz is None:
                 config = msgspec.structs.replace(config, rate_hz=trained_rate_hz(manifest))
-            return open_source(name, config, manifest.preprocess, self._must_open)
+            spec = manifest.preprocess if config.head is None else ImageSpec()
+            return open_source(name, config, spec, self._must_open)
 
         return open_it
 
@@ -523,10 +524,12 @@ class Daemon:
         """The last input of a source as a picture, masked, or None."""
         pipeline = self._pipeline(source)
         sample = pipeline.last
-        if sample is None or pipeline.setup.manifest.modality not in ("image", "video"):
+        setup = pipeline.setup
+        pictures = setup.head is not None or setup.manifest.modality in ("image", "video")
+        if sample is None or not pictures:
             return None
         data = sample.data[-1] if isinstance(sample.data, list) else sample.data
-        return pipeline.setup.gate.masked(data)
+        return setup.gate.masked(data)
 
     def _pipeline(self, source: str) -> Pipeline:
         try:
