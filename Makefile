@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 WATCH := $(BIN)/python -m pip install --quiet --no-deps 'seglearn==1.2.5'
 
 .PHONY: demo test convert-env bench lint type format clean demo-bundle test-slow test-tflite \
-	parity-aarch64 test-tools soak
+	parity-aarch64 test-tools test-triton soak
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,17 +45,35 @@ demo-bundle: $(VENV)/.runtime
 TOOLS := alsa-utils chromium chromium-driver ffmpeg gir1.2-gst-rtsp-server-1.0 \
 	gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
 	gstreamer1.0-tools libasound2-plugins libportaudio2 mosquitto pulseaudio \
-	python3-gi systemd
+	python3-gi python3-venv systemd
 
 test-tools:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(TOOLS)
+	-DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends libpython3.11
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.dev .venv-server/.installed
+	$(BIN)/python -m pytest -m "not slow and not triton"
 
-test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.dev .venv-server/.installed
+	$(BIN)/python -m pytest -m "slow and not triton"
+
+# The inference server that the tests of offloading talk to. Without it they skip and say so.
+.venv-server/.installed: setup.cfg
+	$(PYTHON) -m venv .venv-server
+	.venv-server/bin/python -m pip install --quiet --upgrade pip
+	if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; \
+	then .venv-server/bin/python -m pip install --quiet --editable '.[server]'; \
+	else echo "MLServer is not there for Python 3.13 yet: its tests skip"; fi
+	touch $@
+
+# A real Triton on the CPU: about 570 MB, Debian 12's own Python 3.11 and its shared library.
+test-triton: $(VENV)/.dev .venv-triton/.installed
+	$(BIN)/python -m pytest -m triton
+
+.venv-triton/.installed: deploy/server/triton/install
+	deploy/server/triton/install .venv-triton
+	touch $@
 
 # The runtime alone on tflite-runtime 2.14: NumPy 1 and the last OpenCV that takes it.
 test-tflite: .venv-tflite/.installed
@@ -67,7 +85,7 @@ test-tflite: .venv-tflite/.installed
 		'tflite-runtime>=2.14' 'click>=8.1' 'imagesize>=1.4' 'msgspec>=0.18' 'pytest>=8' \
 		'hypothesis>=6.100' 'psutil>=5.9' \
 		'sounddevice>=0.4.6' 'soxr>=0.3' 'smbus2>=0.4' 'pyserial>=3.5' 'paho-mqtt>=2' 'prometheus-client>=0.17' \
-		'waitress>=3'
+		'waitress>=3' 'tritonclient[grpc,http]>=2.40' 'tenacity>=8.2' 'urllib3>=2'
 	.venv-tflite/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -79,10 +97,12 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.watch
 	$(BIN)/python -m benchmarks.daemon
+	$(BIN)/python -m benchmarks.offload
 
-# Memory over a million inputs, and all the kills; about 20 minutes.
+# Memory over a million inputs, all the kills, an outage of a minute; about 35 minutes.
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.daemon --soak 1000000
+	$(BIN)/python -m benchmarks.offload --outage 60
 	INFI_EDGE_KILLS=200 $(BIN)/python -m pytest -m slow -k kill
 
 lint: $(VENV)/.dev
@@ -97,4 +117,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-tflite build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tflite .venv-server .venv-triton build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ import msgspec
 
 from infi_edge.cache import Eviction
 from infi_edge.errors import ConfigError
-from infi_edge.executors.endpoint import parse_endpoint
+from infi_edge.executors.endpoint import is_endpoint, parse_endpoint
 from infi_edge.plugins import names_object
 from infi_edge.tomlplace import Key, explain, line_of, read_toml
 
@@ -423,6 +423,8 @@ def _model_problems(at: Key, model: ModelConfig, config: Config) -> Iterator[Pro
     yield from _numbers(at, model)
     if bool(model.path) == bool(model.executor):
         yield at, "needs one of path (a file or module:name) and executor (a model on a server)"
+    elif is_endpoint(model.path):
+        yield (*at, "path"), f"names a model on a server; write executor = {model.path!r} instead"
     elif model.path:
         if not names_object(model.path) and not os.path.isfile(model.path):
             remedy = "give a .tflite file or module:name"

@@ -26,6 +26,7 @@ EXTRAS = {
     "serial": ("serial", "no sensors on serial ports"),
     "paho": ("mqtt", "no MQTT"),
     "waitress": ("web", "no status page"),
+    "tritonclient": ("offload", "no model on a server"),
     "prometheus_client": ("web", "no metrics"),
 }
 """Modules that may be missing: the extra that brings them, and what there is not without."""

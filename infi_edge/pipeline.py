@@ -163,8 +163,8 @@ class Pipeline:
         try:
             for sample in source.samples():
                 self._alive()
+                self._take_orders()
                 with self._turn:
-                    self._take_orders()
                     self.status.state, self.status.sentence = (
                         source.health.state,
                         source.health.sentence,
@@ -186,7 +186,7 @@ class Pipeline:
     def _take_orders(self) -> None:
         if not self._orders:
             return
-        with suppress(Abandoned):
+        with suppress(Abandoned), self._turn:
             self._flight.drain(self._waiting)
         while self._orders:
             self._orders.popleft()()
@@ -360,7 +360,7 @@ class Pipeline:
         if remote is None or offload.when_down != "queue":
             return
         path = self.state / f"{self.name}.spool" if offload.spool == "disk" else None
-        spool = Spool(path, offload.spool_bytes, offload.spool_order, setup.identity)
+        spool = Spool(path, offload.spool_bytes, offload.spool_order, setup.question)
         if spool.sentence:
             log.warning("%s: %s", self.name, spool.sentence)
         if len(spool):
@@ -585,7 +585,9 @@ class Pipeline:
         if old.identity == setup.identity:
             setup.gate.take_over(old.gate)
         tracker = self._tracker
+        self._end_late()
         new = self._install(setup)
+        self._begin_late()
         if setup.config.events != old.config.events or setup.identity != old.identity:
             self._send(tracker.finish(wall_time(time.time())))
             self._tracker = new

@@ -67,6 +67,15 @@ class Setup:
         parts += [json.dumps([self.config.masks, self.config.regions])]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
+    @property
+    def question(self) -> str:
+        """What the model is asked of an input: an answer to another question is none."""
+        served, info = self.client.served, self.manifest.workload
+        parts = [served.config.place, info.decoder, info.task, json.dumps(info.labels)]
+        if self.head is not None:
+            parts.append(self.head.identity)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
     def equals(self, other: Setup) -> bool:
         """Whether another setup would decide just the same."""
         return (

@@ -40,6 +40,12 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 """What NumPy has of the protocol's datatypes."""
 
+PLATFORM = "tflite-sha256-"
+"""A server's `platform` that begins so goes on with the SHA-256 of the file it serves."""
+
+FIT, SCALE = "fit", "scale"
+"""An output that says where a picture lay in the input; an input, the scale of int8 features."""
+
 Tensors = Sequence[tuple[RemoteTensor, np.ndarray]]
 """Inputs by what they fill. BYTES: an object array of bytes; else an array of the datatype."""
 

@@ -15,8 +15,8 @@ from infi_edge.config import OffloadConfig
 from infi_edge.decoders import Fit, make_decoder
 from infi_edge.errors import ConfigError, ExecutorError, SourceError
 from infi_edge.executors.endpoint import is_endpoint
-from infi_edge.executors.link import DATATYPES, RemoteTensor, Tensors
-from infi_edge.executors.remote import FIT, SCALE, RemoteModel
+from infi_edge.executors.link import DATATYPES, FIT, SCALE, RemoteTensor, Tensors
+from infi_edge.executors.remote import RemoteModel
 from infi_edge.interpreter import TensorSpec
 from infi_edge.workload import Workload, WorkloadSpec, model_identity, to_frame
 

@@ -17,14 +17,20 @@ from infi_edge.errors import ConfigError, ExecutorError
 from infi_edge.executors.breaker import Breaker
 from infi_edge.executors.credentials import Credentials
 from infi_edge.executors.endpoint import Endpoint, parse_endpoint
-from infi_edge.executors.link import Link, LinkError, RemoteMetadata, RemoteTensor, Tensors
+from infi_edge.executors.link import (
+    PLATFORM,
+    SCALE,
+    Link,
+    LinkError,
+    RemoteMetadata,
+    RemoteTensor,
+    Tensors,
+)
 from infi_edge.executors.traffic import Cause, Traffic
 from infi_edge.status import LinkStatus
 
 log = logging.getLogger("infi_edge")
 
-PLATFORM = "tflite-sha256-"
-FIT, SCALE = "fit", "scale"
 PROBE_S = 2.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 10.0
 
