@@ -6,11 +6,14 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.offload import echo_server
 from converters import cli as convert_cli
-from infi_edge import Action
+from infi_edge import Action, Gate, load_filter
 from infi_edge import cli as edge_cli
 from infi_edge.capture.recordings import open_recording
 from infi_edge.config import load_config
@@ -26,7 +29,10 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 def command_lines() -> list[str]:
     """The lines that call the project's own commands."""
-    pages = [README, (ROOT / "docs" / "daemon.md").read_text()]
+    pages = [
+        README,
+        *((ROOT / "docs" / f"{name}.md").read_text() for name in ("daemon", "offload")),
+    ]
     shell = [block for page in pages for block in blocks("", page)]
     text = "\n".join(shell).replace("\\\n", " ")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
@@ -58,6 +64,31 @@ def test_the_settings_example_is_accepted(page: str, tmp_path: Path) -> None:
     for name in ("yolov5n.tflite", "yard.infi"):
         (tmp_path / name).touch()
     assert load_config(tmp_path / "yard.toml").sources["yard"].model == "detector"
+
+
+def test_the_settings_of_offloading_are_accepted(tmp_path: Path) -> None:
+    [example] = blocks("toml", (ROOT / "docs" / "offload.md").read_text())
+    example += '[sources.yard]\naddress = "camera:0"\nfilter = "yard.infi"\nmodel = "detector"\n'
+    (tmp_path / "yard.toml").write_text(example)
+    for name in ("ca.pem", "token", "yard.infi"):
+        (tmp_path / name).touch()
+    assert load_config(tmp_path / "yard.toml").models["detector"].offload.when_down == "queue"
+
+
+def test_the_python_example_of_offloading_asks_a_server(
+    toy: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy)
+    monkeypatch.syspath_prepend(str(toy))
+    (toy / "yard.infi").write_bytes(toy_bundle.read_bytes())
+    [example] = blocks("python", (ROOT / "docs" / "offload.md").read_text())
+    with echo_server() as address:
+        example = example.replace("edge:8001/detector", f"{address}/picture")
+        seen: dict[str, Any] = {"Gate": Gate, "load_filter": load_filter}
+        exec(example, seen)
+        bright, dark = np.full((2, 240, 320, 3), [[[[255]]], [[[0]]]], np.uint8)
+        assert seen["gate"](bright).value is True
+        assert seen["gate"](dark).value is False
 
 
 def test_there_are_command_lines_to_check() -> None:

@@ -250,7 +250,7 @@ def _plain(arrays: list[np.ndarray]) -> Any:
     if len(plain) != 1:
         return plain
     only = plain[0]
-    return only.ravel()[0] if only.size == 1 else only
+    return only.ravel().tolist()[0] if only.size == 1 else only
 
 
 def _text(array: np.ndarray) -> np.ndarray:
