@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from infi_edge.errors import InfiEdgeError
 from infi_edge.gate import Look, Step
 from infi_edge.served import Job
 from infi_edge.types import Sample
+
+log = logging.getLogger("infi_edge")
 
 MOST = 256
 """Inputs that wait behind one that is inferred, at most."""
@@ -66,6 +69,7 @@ class InFlight:
             self._finish(arrival)
             return
         self._arrivals.append(arrival)
+        self._closing = False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="in flight", daemon=True)
             self._thread.start()
@@ -82,7 +86,10 @@ class InFlight:
         self._wait(lambda: not self._arrivals, alive)
 
     def close(self) -> None:
-        """End the thread, once the arrivals are finished or given up."""
+        """End the thread, once the arrivals are finished or given up; waits two seconds for that.
+
+        The next `add` begins a new one.
+        """
         with self._turn:
             self._closing = True
             self._turn.notify_all()
@@ -99,6 +106,7 @@ class InFlight:
             with self._turn:
                 while not self._arrivals:
                     if self._closing:
+                        self._thread = None
                         return
                     self._turn.wait()
                 oldest = self._arrivals[0]
@@ -108,6 +116,8 @@ class InFlight:
             with self._turn:
                 try:
                     self._finish(oldest)
+                except Exception:  # a defect must not end what finishes the others
+                    log.exception("unexpected error at the end of an input")
                 finally:
                     self._arrivals.popleft()
                     self._turn.notify_all()

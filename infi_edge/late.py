@@ -9,22 +9,33 @@ from collections.abc import Callable
 from typing import Any
 
 from infi_edge.capture.recorded import decode_input, encode_input
-from infi_edge.errors import InfiEdgeError
+from infi_edge.capture.source import Backoff
+from infi_edge.errors import ConfigError, InfiEdgeError, SourceError
 from infi_edge.executors.remote import LinkDown, RemoteModel
 from infi_edge.executors.spool import Spool, Spooled
+from infi_edge.served import Abandoned
 from infi_edge.tasks import Value
 from infi_edge.types import Action, Result, Sample
 
 log = logging.getLogger("infi_edge")
 
 ATTEMPTS = 3
+"""An input that the server has failed on so often is given up."""
+CUT_OFF = 3
+"""One that has so often in a row been on its way when the link went down waits behind the others:
+it may be what the server dies of."""
+AT_ONCE = 64
+"""Answers that are given out before the sinks are waited for."""
 TICK_S = 0.25
+LONGEST_WAIT_S = 5.0
 
 
 class Late:
     """Takes inputs from a spool and answers them, one after the other, in a thread of its own.
 
     infer: what answers; it may raise LinkDown. deliver, fail: called with what became of one.
+    settle: wait until that is written; whether it is. Only then is an input forgotten: after a
+    power loss it is known that its answer got out, or counted that it is not.
     """
 
     def __init__(
@@ -35,12 +46,16 @@ class Late:
         infer: Callable[[Any], Value],
         deliver: Callable[[Result, Sample], None],
         fail: Callable[[Sample, str], None],
+        settle: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name, self.spool = name, spool
         self._remote, self._infer = remote, infer
-        self._deliver, self._fail = deliver, fail
+        self._deliver, self._fail, self._settled = deliver, fail, settle
+        self._given: list[int] = []
         self._closing = threading.Event()
         self._put = threading.Event()
+        self._waits = Backoff(TICK_S, LONGEST_WAIT_S).waits()
+        self._cut_off = (-1, 0)
         self._thread = threading.Thread(target=self._run, name=f"late {name}", daemon=True)
         self._thread.start()
 
@@ -52,79 +67,130 @@ class Late:
         encoding, kept = encode_input(data, modality)
         good = self.spool.put(sample.index, sample.time_s, at, encoding, kept, why)
         self._put.set()
-        return bool(good)
+        return good
 
     def drain(self, alive: Callable[[], None], most_s: float) -> None:
-        """Wait until nothing waits any more; give up when the server is away for most_s.
+        """Wait until nothing waits any more; give up when none has come to its end for most_s,
+        and for the time an answer may take if the server can be used.
 
         alive: called now and then; it may raise.
         """
-        up_s = time.monotonic()
-        while len(self.spool) and time.monotonic() - up_s < most_s:
+        fewest, since_s = len(self.spool), time.monotonic()
+        while (waiting := len(self.spool)) and not self._closing.wait(TICK_S):
             alive()
-            if self._closing.wait(TICK_S):
+            now_s = time.monotonic()
+            if waiting < fewest:
+                fewest, since_s = waiting, now_s
+            patience_s = most_s + (self._remote.config.deadline_s if self._remote.is_up else 0.0)
+            if now_s - since_s >= patience_s:
                 return
-            if self._remote.is_up:
-                up_s = time.monotonic()
 
     def close(self) -> None:
         """End the thread; what waits stays in the spool."""
         self._closing.set()
         self._put.set()
         self._thread.join(1.0)
+        if not self._thread.is_alive():
+            self._settle()
         self.spool.close()
+
+    # The thread.
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            if not len(self.spool):
-                self._put.wait(TICK_S)
-                self._put.clear()
-                continue
-            if not self._remote.wait(TICK_S):
-                continue
-            entry = self.spool.take()
-            if entry is None:
-                self._closing.wait(TICK_S)
-                continue
             try:
-                self._answer(entry)
-            except Exception as error:  # a defect must not end what answers the others
+                entry = self._next()
+                if entry is not None:
+                    self._answer_or_give_up(entry)
+            except Exception:  # a defect must not end what answers the others
                 log.exception("%s: unexpected error in a late answer", self.name)
-                self._give_up(entry, f"unexpected: {error!r}")
+                self._closing.wait(TICK_S)
+
+    def _next(self) -> Spooled | None:
+        """Wait a moment for an input that the server can be asked for."""
+        if len(self.spool) <= len(self._given):
+            self._settle()
+            self._put.wait(TICK_S)
+            self._put.clear()
+            return None
+        if not self._remote.wait(TICK_S) or self._closing.is_set():
+            return None
+        entry = self.spool.take()
+        if entry is None:  # the disk cannot be read now
+            self._closing.wait(TICK_S)
+        return entry
+
+    def _answer_or_give_up(self, entry: Spooled) -> None:
+        try:
+            self._answer(entry)
+        except Exception as error:
+            log.exception("%s: unexpected error in a late answer", self.name)
+            self._give_up(entry, f"unexpected: {error!r}")
 
     def _answer(self, entry: Spooled) -> None:
-        sample = Sample(None, entry.time_s, entry.index, self.name)
         try:
             data = decode_input(entry.encoding, entry.data)
-            sample = Sample(data, entry.time_s, entry.index, self.name)
             value = self._infer(data)
-        except LinkDown:
-            self.spool.give_back(entry.key)
+        except Abandoned:
+            self._put_back(entry)
+        except LinkDown as error:
+            # Without a cause it was not asked: another request is just trying the server.
+            self._put_off(entry, error.__cause__ is not None and not self._remote.is_up)
             self._closing.wait(TICK_S)
-            return
+        except ConfigError:  # the server has another model than these inputs are for
+            self._put_off(entry, True)
+            self._closing.wait(next(self._waits))
+        except SourceError as error:  # the input's own fault: it stays so
+            self._give_up(entry, str(error))
         except InfiEdgeError as error:
-            if self._closing.is_set():
-                self.spool.give_back(entry.key)
-            elif self.spool.failed(entry.key) >= ATTEMPTS:
+            if entry.attempts + 1 >= ATTEMPTS:
                 self._give_up(entry, str(error))
+            else:
+                self.spool.failed(entry.key)
+            self._closing.wait(next(self._waits))
+        else:
+            self._give_out(entry, data, value)
+
+    def _give_out(self, entry: Spooled, data: Any, value: Value) -> None:
+        if not self.spool.delivering(entry.key):
+            self._put_back(entry)
             return
-        self.spool.delivering(entry.key)
-        why = f"answered late: {entry.why}"
-        self._deliver(
-            Result(
-                value,
-                Action.INFER,
-                why,
-                entry.index,
-                entry.time_s,
-                self.name,
-                at=entry.at,
-                late=True,
-            ),
-            sample,
-        )
-        self.spool.done(entry.key)
+        self._waits = Backoff(TICK_S, LONGEST_WAIT_S).waits()
+        result = Result(
+            value, Action.INFER, f"answered late: {entry.why}", entry.index, entry.time_s,
+            self.name, at=entry.at, late=True,
+        )  # fmt: skip
+        self._deliver(result, Sample(data, entry.time_s, entry.index, self.name))
+        self._given.append(entry.key)
+        if len(self._given) >= AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Forget the inputs whose answers are written by now."""
+        if self._given and self._settled():
+            for key in self._given:
+                self.spool.done(key)
+            self._given.clear()
 
     def _give_up(self, entry: Spooled, message: str) -> None:
-        self.spool.drop(entry.key)
-        self._fail(Sample(None, entry.time_s, entry.index, self.name), message)
+        if not self.spool.delivering(entry.key):
+            self._put_back(entry)
+            return
+        try:
+            self._fail(Sample(None, entry.time_s, entry.index, self.name), message)
+        finally:
+            self.spool.drop(entry.key)
+
+    def _put_back(self, entry: Spooled) -> None:
+        self.spool.give_back(entry.key)
+        self._closing.wait(next(self._waits))
+
+    def _put_off(self, entry: Spooled, suspect: bool) -> None:
+        key, times = self._cut_off
+        times = suspect + (times if key == entry.key else 0)
+        self._cut_off = (entry.key, times)
+        if times < CUT_OFF:
+            self.spool.give_back(entry.key)
+        else:
+            self.spool.failed(entry.key)
+            self._cut_off = (-1, 0)

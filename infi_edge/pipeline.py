@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
+from infi_edge.away import Away, Queued, Unanswered, count_bytes
 from infi_edge.budget import OverBudget
 from infi_edge.bundle import Manifest, OperatingPoint
 from infi_edge.capture.address import public_address
@@ -22,26 +22,22 @@ from infi_edge.config import SourceConfig
 from infi_edge.errors import BundleError, InfiEdgeError, SourceError
 from infi_edge.events import Event, EventTracker
 from infi_edge.executors.remote import LinkDown
-from infi_edge.executors.spool import Spool
 from infi_edge.inflight import Arrival, InFlight
-from infi_edge.late import Late
 from infi_edge.preroll import PreRoll
 from infi_edge.quiet import Quiet
 from infi_edge.served import Abandoned, Job
 from infi_edge.setups import Setup, capped
 from infi_edge.sinks.outlet import Outlet, size_bytes
 from infi_edge.status import Histogram, Minute, SourceStatus
-from infi_edge.tasks import Value
 from infi_edge.types import Action, Result, Sample
-from infi_edge.whendown import Queued, Unanswered, answer_without
 
 log = logging.getLogger("infi_edge")
 
 SNAPSHOT_EVERY_S = 60.0
 HISTORY_MINUTES = 24 * 60
 AGE_BOUNDS_S = tuple(round(0.001 * 1.3**i, 6) for i in range(42))
-LATE_S = 10.0
-"""A recording that has ended waits so long for a server that is away."""
+SETTLE_S = 2.0
+"""Late answers wait so long for the sinks before they count as given out."""
 DEGRADED_S = 5.0
 """Over budget only now and then is over budget: it is told until there was enough for so long."""
 
@@ -88,7 +84,7 @@ class Pipeline:
         self._told: dict[str, float] = {}
         self._turn = threading.Condition(threading.RLock())
         self._flight = InFlight(self._turn, setup.client.served.window, self._finish_in_flight)
-        self._late: Late | None = None
+        self._away: Away | None = None
         self._tracker = self._install(setup)
         self.thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
 
@@ -159,7 +155,7 @@ class Pipeline:
         self.status.faults = source.health.counts
         if self._closing.is_set():
             source.close()
-        self._begin_late()
+        self._away = self._make_away()
         try:
             for sample in source.samples():
                 self._alive()
@@ -180,7 +176,7 @@ class Pipeline:
             source.close()
             self._source = None
             self._flight.close()
-            self._end_late()
+            self._close_away()
             self._end_events()
 
     def _take_orders(self) -> None:
@@ -196,8 +192,8 @@ class Pipeline:
         with suppress(Abandoned):
             with self._turn:
                 self._flight.drain(self._waiting)
-            if self._late is not None:
-                self._late.drain(self._waiting, LATE_S)
+            if self._away is not None:
+                self._away.drain(self._waiting)
 
     def _input(self, sample: Sample, source: Source) -> None:
         gate, client = self._setup.gate, self._setup.client
@@ -298,117 +294,53 @@ class Pipeline:
             assert arrival.job is not None
             assert step is not None
             value = client.end(arrival.job)
-        except LinkDown as error:
-            self._count_bytes(arrival.job)
+        except InfiEdgeError as error:
+            count_bytes(self.status, arrival.job)
             if step is not None:
                 gate.fail(step)
-            return self._without(arrival, error)
-        except InfiEdgeError:
-            self._count_bytes(arrival.job)
-            if step is not None:
-                gate.fail(step)
+            if self._away is not None and step is not None and isinstance(error, LinkDown):
+                return self._away.answer(arrival, wall_time(arrival.at_s), error)
             raise
-        self._count_bytes(arrival.job)
+        count_bytes(self.status, arrival.job)
         self.status.sent += client.served.remote is not None
         self.status.link = ""
         return gate.answer(step, value)
 
-    def _count_bytes(self, job: Job | None) -> None:
-        if job is not None:
-            self.status.bytes_sent += job.sent
-            self.status.bytes_received += job.received
-
-    def _without(self, arrival: Arrival, error: LinkDown) -> Result:
-        """Answer without the server, or raise what becomes of the input."""
-        setup, status = self._setup, self.status
-        message = public_address(str(error))
-        status.link = message
-        how = setup.client.served.config.offload.when_down
-        if self._tell("link"):
-            log.warning("%s: %s; meanwhile inputs go the way of when_down = %s",
-                        self.name, message, how)  # fmt: skip
-        result = answer_without(
-            arrival,
-            wall_time(arrival.at_s),
-            error,
-            setup.client.served.config.offload,
-            setup.gate,
-            setup.local,
-            self._late,
-            "image" if setup.head is not None else setup.manifest.modality,
-        )
-        if result.action is Action.INFER:
-            status.counts["local"] += 1
-        status.counts["stale"] += result.action is Action.REUSE
-        return result
-
     def _unanswered(self, sample: Sample, message: str) -> None:
         """Count an input that is dropped because the server is away."""
         self.status.counts["link_down"] += 1
-        message = public_address(message)
         if self._tell("dropped"):
             log.error("%s, input %d gets no answer: %s", self.name, sample.index, message)
+        self._give_error(sample, message)
+
+    def _give_error(self, sample: Sample, message: str) -> None:
         for outlet in self._outlets:
             outlet.put_error(self.name, sample, message)
 
-    # Late answers.
-
-    def _begin_late(self) -> None:
-        setup = self._setup
-        remote = setup.client.served.remote
-        offload = setup.client.served.config.offload
-        if remote is None or offload.when_down != "queue":
-            return
-        path = self.state / f"{self.name}.spool" if offload.spool == "disk" else None
-        spool = Spool(path, offload.spool_bytes, offload.spool_order, setup.question)
-        if spool.sentence:
-            log.warning("%s: %s", self.name, spool.sentence)
-        if len(spool):
-            log.info("%s: %d inputs wait from before", self.name, len(spool))
-        for cause in ("uncertain", "damaged"):
-            if lost := spool.counts[cause]:
-                self.status.counts[f"spool_{cause}"] += lost
-                log.warning("%s: %d queued inputs are lost (%s)", self.name, lost, cause)
-        self._late = Late(
-            self.name, spool, remote, self._infer_late, self._deliver_late, self._fail_late
+    def _make_away(self) -> Away | None:
+        """What answers while the server is away, of a model that is on one."""
+        if self._setup.client.served.remote is None:
+            return None
+        return Away(
+            self.name,
+            self._setup,
+            self.state,
+            self.status,
+            self._turn,
+            self._deliver,
+            self._give_error,
+            self._settle,
+            self._tell,
         )
 
-    def _end_late(self) -> None:
-        if self._late is None:
-            return
-        late, self._late = self._late, None
-        waiting = len(late.spool)
-        late.close()
-        if waiting and late.spool.path is None:
-            self.status.counts["abandoned"] += waiting
-        elif waiting:
-            log.info("%s: %d inputs stay queued for the next start", self.name, waiting)
+    def _settle(self) -> bool:
+        """Wait until the sinks have written what they were given; return whether they have."""
+        return all(outlet.broken or outlet.drain(SETTLE_S) for outlet in self._outlets)
 
-    def _infer_late(self, data: Any) -> Value:
-        """Answer a queued input, from the thread of the late answers."""
-        late = self._setup.late
-        assert late is not None
-        job = late.client.begin(data if late.head is None else late.head(data))
-        try:
-            return late.client.end(job)
-        finally:
-            with self._turn:
-                self._count_bytes(job)
-
-    def _deliver_late(self, result: Result, sample: Sample) -> None:
-        with self._turn:
-            self.status.counts["late"] += 1
-            self.status.sent += 1
-            self._deliver(result, sample)
-
-    def _fail_late(self, sample: Sample, message: str) -> None:
-        with self._turn:
-            self.status.counts["late_error"] += 1
-            message = public_address(message)
-            if self._tell("late"):
-                log.error("%s, queued input %d: %s", self.name, sample.index, message)
-            for outlet in self._outlets:
-                outlet.put_error(self.name, sample, message)
+    def _close_away(self) -> None:
+        if self._away is not None:
+            self._away.close()
+            self._away = None
 
     def _wanted(self, result: Result) -> bool:
         if result.action is Action.SKIP:
@@ -431,7 +363,7 @@ class Pipeline:
         if gate.scene is not None:
             status.counts["scene_change"] = gate.scene.changes
         status.scene_change = result.scene_change
-        status.waiting = 0 if self._late is None else len(self._late.spool)
+        status.waiting = 0 if self._away is None else self._away.waiting
         if result.degraded:
             self._degrade(
                 "the server is away: answers are old or another model's"
@@ -480,8 +412,7 @@ class Pipeline:
             where = self.name if sample is None else f"{self.name}, input {sample.index}"
             log.error("%s: %s", where, message)
         if sample is not None:
-            for outlet in self._outlets:
-                outlet.put_error(self.name, sample, message)
+            self._give_error(sample, message)
 
     def _tell(self, cause: str) -> bool:
         """Whether the log shall have it: once per cause in ten minutes."""
@@ -518,7 +449,7 @@ class Pipeline:
         return sample if data is sample.data else replace(sample, data=data)
 
     def _idle(self, source: Source) -> None:
-        self.status.waiting = 0 if self._late is None else len(self._late.spool)
+        self.status.waiting = 0 if self._away is None else self._away.waiting
         if not len(self._flight):
             self._tick(source.now_s(), time.time())
         self._recover()
@@ -585,9 +516,9 @@ class Pipeline:
         if old.identity == setup.identity:
             setup.gate.take_over(old.gate)
         tracker = self._tracker
-        self._end_late()
+        self._close_away()
         new = self._install(setup)
-        self._begin_late()
+        self._away = self._make_away()
         if setup.config.events != old.config.events or setup.identity != old.identity:
             self._send(tracker.finish(wall_time(time.time())))
             self._tracker = new
