@@ -22,8 +22,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from infi_edge.errors import ConfigError, InfiEdgeError
-from infi_edge.executors.link import RemoteTensor
-from infi_edge.executors.link import PLATFORM
+from infi_edge.executors.link import PLATFORM, RemoteTensor
 from infi_edge.serving.model import ServedModel, serving_options
 from infi_edge.serving.request import Given, RequestError
 
