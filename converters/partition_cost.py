@@ -131,7 +131,8 @@ class Bench:
         return int(self._input.nbytes)
 
     def cost(self, cut: Cut) -> Cost:
-        """Measure one cut. Raises ExecutorError if head and tail do not answer as the whole."""
+        """Measure one cut. Raises ExecutorError if head and tail do not answer as the
+        whole, or if what is between them cannot be sent."""
         head, tail = split_at(self._graph, cut, self._content)
         (features,), head_ms = self._timed(head, self._input)
         if features.shape != cut.shape or features.dtype != cut.dtype:
@@ -145,7 +146,14 @@ class Bench:
                 f"cut {cut.number} ({cut.tensor}) changes the model's answer in this runtime; "
                 "cut elsewhere"
             )
-        return Cost(cut, head_ms, tail_ms, compressed_bytes(features), True)
+        try:
+            sent_bytes = compressed_bytes(features)
+        except SourceError as error:
+            raise ExecutorError(
+                f"cut {cut.number} ({cut.tensor}) gives values that are not numbers, which cannot "
+                "be sent; cut elsewhere, or measure on a real input with --sample"
+            ) from error
+        return Cost(cut, head_ms, tail_ms, sent_bytes, True)
 
     def close(self) -> None:
         """End the process."""

@@ -24,7 +24,7 @@ from infi_edge.errors import ConfigError
 from infi_edge.interpreter import Network
 from infi_edge.workload import find_labels
 from tests.conftest import DATA, MODELS, need
-from tests.converters.flat_models import CHAIN, Edge, adding, opened, packed
+from tests.converters.flat_models import CHAIN, Edge, adding, opened, packed, schema
 
 SHARED = {
     "coral/mobilenet_v1_0.25_128_quant": 30,
@@ -188,6 +188,20 @@ def test_a_part_holds_nothing_it_does_not_use() -> None:
         buffers = {t.buffer for t in subgraph.tensors} | {m.buffer for m in model.metadata}
         assert buffers == set(range(len(model.buffers)))
         assert not model.signatureDefs
+
+
+def test_a_custom_operator_keeps_its_name_and_options() -> None:
+    model = opened(CHAIN)
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode = b"Mine"
+    model.operatorCodes.append(code)
+    operator = model.subgraphs[0].operators[2]
+    operator.opcodeIndex, operator.builtinOptionsType, operator.builtinOptions = 1, 0, None
+    operator.customOptions = np.arange(9, dtype=np.uint8)
+    tail = opened(split(packed(model), "t3")[1])
+    assert [code.customCode for code in tail.operatorCodes] == [b"Mine"]
+    assert bytes(tail.subgraphs[0].operators[0].customOptions) == bytes(range(9))
 
 
 def test_weights_are_aligned_as_the_schema_asks() -> None:

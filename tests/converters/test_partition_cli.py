@@ -24,7 +24,7 @@ from converters.partition_cost import Bench, Cost, Link, choose, measure
 from infi_edge.errors import ConfigError, ExecutorError
 from infi_edge.interpreter import Network
 from tests.conftest import MODELS, ROOT, Command, need
-from tests.converters.flat_models import CHAIN, adding
+from tests.converters.flat_models import CHAIN, adding, opened, packed
 
 FACE = MODELS / "face" / "face_detection_front.tflite"
 
@@ -350,6 +350,19 @@ def test_a_cut_that_changes_the_answer_is_refused(monkeypatch: pytest.MonkeyPatc
     assert [cost.cut.number for cost in costs] == [2]
     assert len(refused) == 1
     assert "cut 1 (t2) changes the model's answer" in refused[0]
+
+
+def test_a_cut_that_gives_no_numbers_is_refused_by_name() -> None:
+    model = opened(CHAIN)
+    model.buffers[1].data = np.full(4, np.nan, np.float32).view(np.uint8)
+    content = packed(model)
+    graph = read_graph(content)
+    bench = Bench(graph, content)
+    try:
+        with pytest.raises(ExecutorError, match=r"cut 1 \(t2\) gives values that are not numbers"):
+            bench.cost(find_cuts(graph)[0])
+    finally:
+        bench.close()
 
 
 def test_a_runtime_that_crashes_is_one_sentence() -> None:
