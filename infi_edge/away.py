@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from infi_edge.types import Action, Result, Sample
 
 log = logging.getLogger("infi_edge")
 
+LOSSES = ("evicted", "uncertain", "damaged")
 AWAY = "the server is away"
 PATIENCE_S = 10.0
 """A recording that has ended waits so long for a server that is away."""
@@ -63,29 +65,35 @@ class Away:
         self._give, self._give_error, self._tell = give, give_error, tell
         self._offload = setup.client.served.config.offload
         self._late: Late | None = None
+        self._told: Counter[str] = Counter()
         remote = setup.client.served.remote
         if remote is None or self._offload.when_down != "queue":
             return
         path = state / f"{name}.spool" if self._offload.spool == "disk" else None
         spool = Spool(path, self._offload.spool_bytes, self._offload.spool_order, setup.question)
-        self._tell_of(spool)
-        self._late = Late(name, spool, remote, self._infer_late, self._deliver, self._fail, settle)
-
-    def _tell_of(self, spool: Spool) -> None:
-        """Say and count what a former life has left."""
         if spool.sentence:
-            log.warning("%s: %s", self._name, spool.sentence)
+            log.warning("%s: %s", name, spool.sentence)
         if len(spool):
-            log.info("%s: %d inputs wait from before", self._name, len(spool))
-        for cause in ("uncertain", "damaged"):
-            if lost := spool.counts[cause]:
-                self._status.counts[f"spool_{cause}"] += lost
-                log.warning("%s: %d queued inputs are lost (%s)", self._name, lost, cause)
+            log.info("%s: %d inputs wait from before", name, len(spool))
+        self._late = Late(name, spool, remote, self._infer_late, self._deliver, self._fail, settle)
+        self.tell()
 
-    @property
-    def waiting(self) -> int:
-        """Inputs that wait for the server."""
-        return 0 if self._late is None else len(self._late.spool)
+    def tell(self) -> None:
+        """Bring the status up to date: what waits, and what was lost of the queue."""
+        status = self._status
+        if self._late is None:
+            status.waiting = 0
+            return
+        spool = self._late.spool
+        status.waiting = len(spool)
+        for cause in LOSSES:
+            more = spool.counts[cause] - self._told[cause]
+            if not more:
+                continue
+            self._told[cause] += more
+            status.counts[f"spool_{cause}"] += more
+            if self._tell(f"spool {cause}"):
+                log.warning("%s: %d queued inputs are lost (%s)", self._name, more, cause)
 
     def answer(self, arrival: Arrival, at: str, error: LinkDown) -> Result:
         """Answer an input without the server. at: its wall time. error: what is wrong.
@@ -155,15 +163,19 @@ class Away:
 
     def close(self) -> None:
         """End the late answers; what waits on disk stays there for the next start."""
-        late, self._late = self._late, None
+        late = self._late
         if late is None:
             return
-        waiting = len(late.spool)
+        self.tell()
         late.close()
+        waiting = len(late.spool)
+        self._status.waiting = waiting
         if waiting and late.spool.path is None:
-            self._status.counts["abandoned"] += waiting
+            self._status.counts["late_abandoned"] += waiting
         elif waiting:
             log.info("%s: %d inputs stay queued for the next start", self._name, waiting)
+        self.tell()
+        self._late = None
 
     # In the thread of the late answers.
 

@@ -245,6 +245,8 @@ def _say_what_was_done(sources: list[SourceStatus]) -> bool:
         "local": "answered by the local model",
         "queued": "queued",
         "late": "of them answered late",
+        "late_error": "of them failed",
+        "late_abandoned": "of them abandoned",
         "link_down": "dropped as the server was away",
         "abandoned": "abandoned",
     }

@@ -363,7 +363,8 @@ class Pipeline:
         if gate.scene is not None:
             status.counts["scene_change"] = gate.scene.changes
         status.scene_change = result.scene_change
-        status.waiting = 0 if self._away is None else self._away.waiting
+        if self._away is not None:
+            self._away.tell()
         if result.degraded:
             self._degrade(
                 "the server is away: answers are old or another model's"
@@ -449,7 +450,8 @@ class Pipeline:
         return sample if data is sample.data else replace(sample, data=data)
 
     def _idle(self, source: Source) -> None:
-        self.status.waiting = 0 if self._away is None else self._away.waiting
+        if self._away is not None:
+            self._away.tell()
         if not len(self._flight):
             self._tick(source.now_s(), time.time())
         self._recover()

@@ -24,20 +24,11 @@ _FAULTS: dict[str, Fault] = {
 """By status code; the others are the link's."""
 
 _UNKNOWN_MODEL = ("unknown model", "not found", "not ready", "no version")
-_TLS = (
-    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not trusted; set ca_file"),
-    ("certificate verify failed", "its certificate is not trusted; set ca_file"),
-    ("Hostname Verification Check failed", "its certificate is for another host name"),
-    ("Peer name", "its certificate is for another host name"),
-    ("ALERT", "it refuses our certificate; set cert_file and key_file"),
-    ("alert", "it refuses our certificate; set cert_file and key_file"),
-    ("WRONG_VERSION_NUMBER", "it does not speak TLS there; use grpc://"),
-)
 _BROKEN = (
     ("onnection refused", "nothing answers there (connection refused); start the server, or check "
      "host and port"),
-    ("DNS", "the host's name is not known; check it"),
-    ("esolution failed", "the host's name is not known; check it"),
+    ("errors resolving", "the host's name is not known; check it"),
+    ("DNS resolution failed", "the host's name is not known; check it"),
     ("o route to host", "there is no way there (no route to host); check the network"),
     ("etwork is unreachable", "there is no way there (network is unreachable); check the network"),
     ("reset by peer", "the connection broke"),
@@ -59,7 +50,8 @@ def link_error(error: Any, endpoint: Endpoint, token: str | None, most: int) -> 
         return LinkError("link", f"{where} gave no answer in time")
     fault = _FAULTS.get(code, "link")
     unknown = endpoint.model in message and any(text in message for text in _UNKNOWN_MODEL)
-    if unknown and fault != "denied":
+    broken = code == "UNAVAILABLE" and any(text in message for text, _ in _BROKEN)
+    if unknown and not broken and fault != "denied":
         fault = "missing"
     if fault == "missing":
         return LinkError(fault, f"{where}: the server has no such model or version: {told}")
@@ -75,10 +67,6 @@ def link_error(error: Any, endpoint: Endpoint, token: str | None, most: int) -> 
 
 
 def _unavailable(message: str, endpoint: Endpoint, told: str) -> LinkError:
-    if endpoint.is_secure:
-        for text, meaning in _TLS:
-            if text in message:
-                return LinkError("denied", f"{endpoint}: {meaning} ({told})")
     for text, meaning in _BROKEN:
         if text in message:
             return LinkError("link", f"{endpoint}: {meaning}")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import grpc
 import numpy as np
+
+# Its C part writes to stderr what we raise anyway, once per attempt; it reads this when loaded.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
@@ -16,19 +22,24 @@ from infi_edge.errors import ConfigError
 from infi_edge.executors.credentials import Credentials
 from infi_edge.executors.endpoint import Endpoint
 from infi_edge.executors.grpc_faults import link_error
+from infi_edge.executors.http_connection import tls_error
+from infi_edge.executors.http_faults import tls_denial
 from infi_edge.executors.link import LinkError, RemoteMetadata, RemoteTensor, Tensors
 from infi_edge.executors.sockets import Connection, claim, connecting, release
 from infi_edge.executors.tensors import check_declared, from_bytes, from_numbers, remote_metadata
 from infi_edge.executors.traffic import Cause, Traffic
 
+# The Python part logs an answer that it cannot read with a traceback; we raise that as well.
+logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
+
 T = TypeVar("T")
 
 CONNECT_S = 3.0
-NAMES_S = 1.0
+LISTEN_S = NAMES_S = 1.0
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # how long an attempt may take, despite its name
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
@@ -58,8 +69,10 @@ class GrpcLink:
         self._endpoint, self._credentials, self._traffic = endpoint, credentials, traffic
         self._options = [*_OPTIONS, ("grpc.max_receive_message_length", max_response_bytes)]
         self._max_bytes = max_response_bytes
-        self._tls = None
+        self._context = self._tls = None
         if endpoint.is_secure:
+            self._context = credentials.context()
+            self._context.set_alpn_protocols(["h2"])
             self._tls = grpc.ssl_channel_credentials(*credentials.pem())
         self._client: InferenceServerClient | None = None
         self._connection: Connection | None = None
@@ -127,9 +140,8 @@ class GrpcLink:
         )
         response = result.get_response()
         if self._unseen:
-            self._traffic.exact = False
             sent = sum(array.nbytes for _, array in inputs)
-            self._traffic.add(cause, sent, response.ByteSize())
+            self._traffic.add(cause, sent, response.ByteSize(), exact=False)
         return self._outputs(response, outputs)
 
     def close(self) -> None:
@@ -182,13 +194,12 @@ class GrpcLink:
             raise LinkError("denied", str(error)) from error
         headers = None if token is None else {"authorization": f"Bearer {token}"}
         try:
+            if self._closed:
+                raise ValueError("closed")
             client = self._connected(headers, until_s)
             return ask(client, headers, max(until_s - time.monotonic(), 0.001))
         except InferenceServerException as error:
-            fault = link_error(error, self._endpoint, token, self._max_bytes)
-            if fault.fault == "missing":
-                raise LinkError("missing", f"{fault}{self._names(headers)}") from error
-            raise fault from error
+            raise self._fault(error, token, headers, until_s) from error
         except TimeoutError as error:
             raise LinkError("link", f"{self._endpoint} gave no answer in time") from error
         except ValueError as error:
@@ -197,12 +208,35 @@ class GrpcLink:
             raise LinkError("answer", f"{self._endpoint} cannot be asked this: {error}") from error
         finally:
             self._count(cause)
+            if self._closed:
+                self._drop(cause)
 
-    def _names(self, headers: dict[str, str] | None) -> str:
+    def _fault(
+        self,
+        error: InferenceServerException,
+        token: str | None,
+        headers: dict[str, str] | None,
+        until_s: float,
+    ) -> LinkError:
+        endpoint = self._endpoint
+        fault = link_error(error, endpoint, token, self._max_bytes)
+        if fault.fault == "missing":
+            return LinkError("missing", f"{fault}{self._names(headers, until_s)}")
+        if self._context is not None and error.status() == "StatusCode.UNAVAILABLE":
+            # gRPC hides what TLS has said.
+            until_s = min(until_s, time.monotonic() + LISTEN_S)
+            told = tls_error(endpoint.host, endpoint.port, self._context, until_s)
+            return tls_denial(told, endpoint) or fault
+        return fault
+
+    def _names(self, headers: dict[str, str] | None, until_s: float) -> str:
         """What else the server has, where it tells."""
+        client = self._client
+        if client is None:  # closed by another thread
+            return ""
         with suppress(InferenceServerException, ValueError, AttributeError):
-            assert self._client is not None
-            index = self._client.get_model_repository_index(headers, client_timeout=NAMES_S)
+            left_s = max(min(until_s - time.monotonic(), NAMES_S), 0.001)
+            index = client.get_model_repository_index(headers, client_timeout=left_s)
             names = sorted({model.name[:100] for model in index.models})[:5]
             return f"; it has {', '.join(names)}" if names else ""
         return ""

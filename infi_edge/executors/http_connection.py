@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from infi_edge.executors.sockets import moved
@@ -65,39 +66,76 @@ class HttpConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect anew. Raises OSError, ssl.SSLError."""
-        plain = _connected(self.host, self.port, self.until_s)
+        self.end = None
+        end: _TimedSocket | _TimedSSLSocket = _connected(self.host, self.port, self.until_s)
+        self.end = end
         try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.sock = self.end = plain
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is not None:
-                plain.settimeout(left(self.until_s))
-                self.sock = self.end = self._context.wrap_socket(plain, server_hostname=self.host)
-            self.end.until_s = self.until_s
+                end.settimeout(left(self.until_s))
+                secured = self._context.wrap_socket(
+                    end, server_hostname=self.host, do_handshake_on_connect=False
+                )
+                assert isinstance(secured, _TimedSSLSocket)
+                self.end = end = secured
+                secured.do_handshake()
         except BaseException:
-            plain.close()
-            self.sock = None
+            end.close()
             raise
+        end.until_s = self.until_s
+        self.sock = end
 
     def is_kept(self) -> bool:
         """Whether it is connected still; what the other end has closed, or sent unasked, is not."""
-        if self.sock is None:
+        if self.sock is None or self.end is None:
             return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         if poll.poll(0):
             self.close()
             return False
-        self.sock.until_s = self.until_s
+        self.end.until_s = self.until_s
         return True
 
     def wake(self) -> None:
         """End what another thread waits for here."""
         sock = self.sock
         if sock is not None:
-            try:
+            with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+
+
+class HungUp(ssl.SSLError):
+    """The other end has closed the connection after the handshake, without a word."""
+
+
+def tls_error(host: str, port: int, context: ssl.SSLContext, until_s: float) -> ssl.SSLError | None:
+    """Connect, and return what TLS has against it, or None.
+
+    A server that dislikes our certificate says so after the handshake, and what it says is lost
+    when a request is under way by then. So this one only listens, until until_s.
+    """
+    connection = HttpConnection(host, port, context)
+    connection.until_s = until_s
+    try:
+        connection.connect()
+        return None if _listen(connection.sock) else HungUp()
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+def _listen(end: socket.socket) -> bool:
+    """Whether the other end says something, or nothing and stays. Raises ssl.SSLError."""
+    try:
+        return end.recv_into(bytearray(1)) > 0
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def left(until_s: float) -> float:

@@ -9,6 +9,7 @@ import ssl
 
 from infi_edge.executors.credentials import quoted
 from infi_edge.executors.endpoint import Endpoint
+from infi_edge.executors.http_connection import HungUp
 from infi_edge.executors.link import LinkError
 
 STALE = (
@@ -20,17 +21,19 @@ STALE = (
 )
 """What a kept connection says that the server has closed before it read our request."""
 
+_UNTRUSTED = (18, 19, 20, 21)
+"""Of X509_V_ERR_...: self-signed, or signed by somebody unknown."""
+
 
 def broken(error: Exception, endpoint: Endpoint, token: str | None) -> LinkError:
     """Return what to raise for an error of the connection."""
     where = str(endpoint)
-    if isinstance(error, ssl.SSLError) and not isinstance(error, STALE):
-        denial = _tls(error)
-        if denial is not None:
-            return LinkError("denied", f"{where}: {denial}")
+    denial = tls_denial(error, endpoint)
+    if denial is not None:
+        return denial
     if isinstance(error, TimeoutError):
         return LinkError("link", f"{where} gave no answer in time")
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, (socket.gaierror, UnicodeError)):  # or one that can be no name
         return LinkError("link", f"{where}: the host's name is not known; check it")
     if isinstance(error, ConnectionRefusedError):
         return LinkError(
@@ -46,18 +49,23 @@ def broken(error: Exception, endpoint: Endpoint, token: str | None) -> LinkError
     return LinkError("answer", f"{where} answered what is no HTTP: {told}")
 
 
-def _tls(error: ssl.SSLError) -> str | None:
-    """What a failure of TLS means, or None if it is a broken connection."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        why = error.verify_message.rstrip(".")
-        return f"its certificate is not accepted ({why}); set ca_file, or check the host name"
-    reason = error.reason or ""
-    if "ALERT" in reason:
+def tls_denial(error: Exception | None, endpoint: Endpoint) -> LinkError | None:
+    """Return what to raise for what TLS has against a connection; None: it is something else."""
+    if not isinstance(error, ssl.SSLError):
+        return None
+    reason, why = getattr(error, "reason", None) or "", ""
+    if isinstance(error, HungUp):
+        why = "it hangs up after the handshake; it may want a client certificate (cert_file)"
+    elif isinstance(error, ssl.SSLCertVerificationError):
+        why = f"its certificate is not accepted ({error.verify_message.rstrip('.')})"
+        if error.verify_code in _UNTRUSTED:
+            why += "; set ca_file to the certificate of who has signed it"
+    elif "ALERT" in reason:
         what = reason.partition("ALERT_")[2].replace("_", " ").lower()
-        return f"it refuses our certificate ({what}); set cert_file and key_file"
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return "it does not speak TLS there; use http://"
-    return None
+        why = f"it refuses our certificate ({what}); set cert_file and key_file"
+    elif reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        why = f"it does not speak TLS there; use {endpoint.scheme[:-1]}://"
+    return LinkError("denied", f"{endpoint}: {why}") if why else None
 
 
 def refused(status: int, content: bytes, endpoint: Endpoint, token: str | None) -> LinkError:

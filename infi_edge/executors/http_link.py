@@ -24,8 +24,8 @@ from tritonclient.utils import InferenceServerException
 from infi_edge.errors import ConfigError
 from infi_edge.executors.credentials import Credentials
 from infi_edge.executors.endpoint import Endpoint
-from infi_edge.executors.http_connection import HttpConnection
-from infi_edge.executors.http_faults import STALE, broken, refused
+from infi_edge.executors.http_connection import HttpConnection, tls_error
+from infi_edge.executors.http_faults import STALE, broken, refused, tls_denial
 from infi_edge.executors.link import LinkError, RemoteMetadata, RemoteTensor, Tensors
 from infi_edge.executors.tensors import check_declared, from_bytes, from_numbers, remote_metadata
 from infi_edge.executors.traffic import Cause, Traffic
@@ -33,7 +33,8 @@ from infi_edge.executors.traffic import Cause, Traffic
 CHUNK = 64 << 10
 MAX_METADATA_BYTES = 1 << 20
 MAX_REFUSAL_BYTES = 64 << 10
-NAMES_S = 1.0
+MAX_JSON_VALUES = 2 << 20
+LISTEN_S = NAMES_S = 1.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -61,13 +62,13 @@ class HttpLink:
         self._endpoint, self._credentials, self._traffic = endpoint, credentials, traffic
         self._max_bytes = max_response_bytes
         self._root = f"{quote(endpoint.prefix)}/v2"
-        self._path = f"{self._root}/models/{endpoint.model}"
+        self._path = f"{self._root}/models/{quote(endpoint.model)}"
         if endpoint.version:
             self._path += f"/versions/{endpoint.version}"
         self._binary: bool | None = None
         self._declared: dict[str, RemoteTensor] = {}
-        context = credentials.context() if endpoint.is_secure else None
-        self._connection = HttpConnection(endpoint.host, endpoint.port, context)
+        self._tls = credentials.context() if endpoint.is_secure else None
+        self._connection = HttpConnection(endpoint.host, endpoint.port, self._tls)
         self._counted = (0, 0)
         self._in_use = threading.Lock()
         self._closed = False
@@ -129,7 +130,12 @@ class HttpLink:
 
     def _ask_extensions(self, until_s: float) -> None:
         """Notice whether the server takes binary tensors."""
-        extensions = self._json(self._get(self._root, until_s, "metadata")).get("extensions")
+        try:
+            extensions = self._json(self._get(self._root, until_s, "metadata")).get("extensions")
+        except LinkError as error:
+            if error.fault != "missing":
+                raise
+            extensions = None  # some serve the models' paths alone
         self._binary = isinstance(extensions, list) and "binary_tensor_data" in extensions
 
     def _get(self, path: str, until_s: float, cause: Cause) -> _Answer:
@@ -174,8 +180,14 @@ class HttpLink:
         return LinkError("answer", f"{self._endpoint} answered what cannot be read")
 
     def _json(self, answer: _Answer, length: int | None = None) -> dict[str, Any]:
+        content = answer.content if length is None else answer.content[:length]
+        if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+            # Two bytes each on the way may be seventy here.
+            raise LinkError(
+                "answer", f"{self._endpoint} answered more values as JSON than can be read"
+            )
         try:
-            told = json.loads(answer.content if length is None else answer.content[:length])
+            told = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise self._unreadable() from error
         if not isinstance(told, dict):
@@ -249,21 +261,35 @@ class HttpLink:
             headers["Authorization"] = f"Bearer {token}"
         with self._in_use:
             try:
+                if self._closed:
+                    raise ValueError("closed")
                 answer = self._exchanged(method, path, body, headers, until_s, cause, most)
             except (OSError, http.client.HTTPException, ValueError) as error:
+                raise self._fault(error, token, until_s) from error
+            finally:
                 if self._closed:
-                    raise LinkError("link", f"{self._endpoint}: the link is closed") from error
-                raise broken(error, self._endpoint, token) from error
+                    self._connection.close()
         if 200 <= answer.status < 300:
             return answer
-        error = refused(answer.status, bytes(answer.content), self._endpoint, token)
-        if error.fault == "missing" and path != f"{self._root}/repository/index":
-            error = LinkError("missing", f"{error}{self._names()}")
-        raise error
+        refusal = refused(answer.status, bytes(answer.content), self._endpoint, token)
+        if refusal.fault == "missing" and path != f"{self._root}/repository/index":
+            refusal = LinkError("missing", f"{refusal}{self._names(until_s)}")
+        raise refusal
 
-    def _names(self) -> str:
+    def _fault(self, error: Exception, token: str | None, until_s: float) -> LinkError:
+        endpoint = self._endpoint
+        if self._closed:
+            return LinkError("link", f"{endpoint}: the link is closed")
+        if self._tls is not None and isinstance(error, STALE):
+            until_s = min(until_s, time.monotonic() + LISTEN_S)
+            told = tls_error(endpoint.host, endpoint.port, self._tls, until_s)
+            return tls_denial(told, endpoint) or broken(error, endpoint, token)
+        return broken(error, endpoint, token)
+
+    def _names(self, until_s: float) -> str:
         """What else the server has, where it tells."""
-        path, until_s = f"{self._root}/repository/index", time.monotonic() + NAMES_S
+        path = f"{self._root}/repository/index"
+        until_s = min(until_s, time.monotonic() + NAMES_S)
         with suppress(LinkError, ValueError, TypeError, RecursionError):
             answer = self._request("POST", path, until_s, "metadata", MAX_METADATA_BYTES, b"{}")
             models = [m for m in json.loads(answer.content) if isinstance(m, dict)]
@@ -284,13 +310,16 @@ class HttpLink:
         """Ask on the kept connection if there is one, else or if it proves stale on a new one."""
         connection = self._connection
         connection.until_s = until_s
+        sent, received = len(body or b""), 0
         for kept in (connection.is_kept(), False):
             try:
                 if not kept:
                     self._counted = (0, 0)
                     connection.connect()
                 connection.request(method, path, body, headers)
-                return self._read(connection.getresponse(), most)
+                answer = self._read(connection.getresponse(), most)
+                received = len(answer.content)
+                return answer
             except STALE:
                 connection.close()
                 # The server closes idle connections; one that is new has no such excuse.
@@ -300,7 +329,7 @@ class HttpLink:
                 connection.close()
                 raise
             finally:
-                self._count(cause)
+                self._count(cause, sent, received)
         raise AssertionError("not reached")
 
     def _read(self, response: http.client.HTTPResponse, most: int) -> _Answer:
@@ -314,12 +343,11 @@ class HttpLink:
                 raise LinkError("answer", f"{self._endpoint} answered compressed, unasked")
             too_much = LinkError("answer", f"{self._endpoint} answered more than {most} bytes")
             if response.length is None:
-                content = b""
-                parts = []
-                while part := response.read(CHUNK):
+                parts, size = [], 0
+                while part := response.read(min(CHUNK, most + 1 - size)):
                     parts.append(part)
-                    most -= len(part)
-                    if most < 0:
+                    size += len(part)
+                    if size > most:
                         raise too_much
                 content = b"".join(parts)
             elif response.length > most:
@@ -330,14 +358,15 @@ class HttpLink:
                     raise http.client.IncompleteRead(b"")
             return _Answer(response.status, content, response.headers.get(_HEADER_LENGTH))
 
-    def _count(self, cause: Cause) -> None:
+    def _count(self, cause: Cause, sent: int = 0, received: int = 0) -> None:
+        """sent, received: bytes of content, for a kernel that does not tell all."""
         end = self._connection.end
         now = None if end is None else end.moved()
         if now is not None:
             before, self._counted = self._counted, now
             self._traffic.add(cause, now[0] - before[0], now[1] - before[1])
         elif end is not None:
-            self._traffic.exact = False
+            self._traffic.add(cause, sent, received, exact=False)
 
 
 def _parameters(output: dict[str, Any]) -> dict[str, Any]:

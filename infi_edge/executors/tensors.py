@@ -13,6 +13,7 @@ from infi_edge.executors.link import DATATYPES, LinkError, RemoteMetadata, Remot
 MAX_RANK = 16
 MAX_TENSORS = 1000
 MAX_NAME = 1000
+MAX_TEXTS = 1 << 20
 
 
 def remote_tensor(name: Any, datatype: Any, shape: Any, where: str) -> RemoteTensor:
@@ -46,8 +47,8 @@ def remote_metadata(
         str(name)[:MAX_NAME],
         tuple(versions),
         platform,
-        tuple(remote_tensor(*tensor, where) for tensor in inputs),
-        tuple(remote_tensor(*tensor, where) for tensor in outputs),
+        tuple(remote_tensor(n, kind, shape, where) for n, kind, shape in inputs),
+        tuple(remote_tensor(n, kind, shape, where) for n, kind, shape in outputs),
     )
     for tensors in (told.inputs, told.outputs):
         if len({tensor.name for tensor in tensors}) < len(tensors):
@@ -96,7 +97,7 @@ def from_numbers(
         with np.errstate(over="ignore"):  # to infinity, which is a number
             wide = np.array(numbers, {"f": np.float64}.get(dtype.kind))
             if dtype.kind in "iu" and wide.size:
-                limits = np.iinfo(dtype)
+                limits: Any = np.iinfo(dtype)
                 if not limits.min <= min(numbers) <= max(numbers) <= limits.max:
                     raise wrong
             return _shaped(wide.astype(dtype), shape, name, where)
@@ -152,11 +153,14 @@ def _objects(elements: list[bytes]) -> np.ndarray:
 
 def _split(content: bytes, name: str, where: str) -> list[bytes]:
     """Elements of a BYTES tensor: four bytes of length, little endian, before each."""
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at < len(content):
         end = at + 4 + int.from_bytes(content[at : at + 4], "little")
         if at + 4 > len(content) or end > len(content):
             raise LinkError("answer", f"{where} answered {name[:100]} cut short")
+        if len(elements) == MAX_TEXTS:  # four bytes each on the way, ten times that here
+            raise LinkError("answer", f"{where} answered {name[:100]} as too many texts")
         elements.append(content[at + 4 : end])
         at = end
     return elements

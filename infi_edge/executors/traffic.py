@@ -24,13 +24,14 @@ class Traffic:
         self.exact = True
         self._lock = threading.Lock()
 
-    def add(self, cause: Cause, sent: int, received: int) -> None:
-        """Count what one call has moved."""
+    def add(self, cause: Cause, sent: int, received: int, exact: bool = True) -> None:
+        """Count what one call has moved. exact: as the kernel tells it, not as we reckon."""
         with self._lock:
+            self.exact = self.exact and exact
             self.sent[cause] += sent
             self.received[cause] += received
         if self._total is not None:
-            self._total.add(cause, sent, received)
+            self._total.add(cause, sent, received, exact)
 
     def totals(self) -> tuple[Counter[str], Counter[str]]:
         """Copies of sent and received."""
