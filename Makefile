@@ -85,7 +85,7 @@ test-tflite: .venv-tflite/.installed
 		'tflite-runtime>=2.14' 'click>=8.1' 'imagesize>=1.4' 'msgspec>=0.18' 'pytest>=8' \
 		'hypothesis>=6.100' 'psutil>=5.9' \
 		'sounddevice>=0.4.6' 'soxr>=0.3' 'smbus2>=0.4' 'pyserial>=3.5' 'paho-mqtt>=2' 'prometheus-client>=0.17' \
-		'waitress>=3' 'tritonclient[grpc,http]>=2.40' 'tenacity>=8.2' 'urllib3>=2'
+		'waitress>=3' 'tritonclient[grpc,http]>=2.40' 'tenacity>=8.2'
 	.venv-tflite/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -123,7 +123,8 @@ class OffloadConfig(Table, frozen=True):
 
     send: `auto` goes by the model: its input tensors, or pictures and texts as BYTES. jpeg_quality:
     of pictures that are no JPEGs yet. deadline_s: of one input, retries included. retries: after
-    the first attempt. window: requests under way at a time, of each source.
+    the first attempt. max_response_bytes: of an answer; a larger one is an error. window: requests
+    under way at a time.
     when_down: what becomes of an input while the server cannot be used: `queue` it and answer it
     later; answer it with the model `local`; `reuse` the last answer, up to max_stale_s old, marked
     as stale; `drop` it. Nothing of it goes uncounted. local, local_decoder: a name in [models], and
@@ -139,6 +140,7 @@ class OffloadConfig(Table, frozen=True):
     jpeg_quality: int = 90
     deadline_s: float = 5.0
     retries: int = 2
+    max_response_bytes: int = 64 << 20
     window: int = 4
     when_down: Literal["queue", "local", "reuse", "drop"] = "drop"
     local: str = ""

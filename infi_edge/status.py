@@ -155,7 +155,7 @@ class LinkStatus:
     """One model on a server now. sentence: what is wrong with it, or empty.
 
     counts: retries, opened (the breaker), faults by kind. sent, received: bytes at the sockets, by
-    cause (infer, retry, metadata, probe).
+    cause (infer, retry, metadata, probe). exact: whether the kernel has told all of it.
     """
 
     name: str
@@ -165,6 +165,7 @@ class LinkStatus:
     counts: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
     received: Counter[str] = field(default_factory=Counter)
+    exact: bool = True
 
 
 @dataclass(slots=True)

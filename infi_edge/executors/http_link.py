@@ -33,7 +33,7 @@ from infi_edge.executors.traffic import Cause, Traffic
 CHUNK = 64 << 10
 MAX_METADATA_BYTES = 1 << 20
 MAX_REFUSAL_BYTES = 64 << 10
-MAX_JSON_VALUES = 2 << 20
+MAX_JSON_VALUES = 4 << 20
 LISTEN_S = NAMES_S = 1.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 

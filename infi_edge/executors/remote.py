@@ -67,8 +67,8 @@ class RemoteModel:
             token_file=config.token_file,
             token_env=config.token_env,
         )
-        self._make_link = _transport(self.endpoint)
-        self._make_link(self.endpoint, self._credentials, Traffic()).close()
+        self._transport = _transport(self.endpoint)
+        self._make_link(Traffic()).close()
         self.counts: Counter[str] = Counter()
         self.sentence = ""
         self.traffic = Traffic()
@@ -80,6 +80,10 @@ class RemoteModel:
         self._closing = threading.Event()
         self._changed = threading.Condition()
         self._prober: threading.Thread | None = None
+
+    def _make_link(self, traffic: Traffic) -> Link:
+        most = self.config.max_response_bytes
+        return self._transport(self.endpoint, self._credentials, traffic, most)
 
     # What it is.
 
@@ -191,7 +195,14 @@ class RemoteModel:
         """What the status page and the metrics tell of it. name: the model's."""
         counts, sent, received = self.counts.copy(), *self.traffic.totals()
         return LinkStatus(
-            name, str(self.endpoint), self.is_up, self.sentence, counts, sent, received
+            name,
+            str(self.endpoint),
+            self.is_up,
+            self.sentence,
+            counts,
+            sent,
+            received,
+            self.traffic.exact,
         )
 
     def close(self) -> None:
@@ -236,7 +247,7 @@ class RemoteModel:
                 raise LinkDown(f"{self.endpoint}: closed")
             if not hasattr(self._local, "traffic"):
                 self._local.traffic = Traffic(self.traffic)
-            link = self._make_link(self.endpoint, self._credentials, self._local.traffic)
+            link = self._make_link(self._local.traffic)
             self._local.link = link
             with self._lock:
                 self._links.add(link)
@@ -293,7 +304,7 @@ class RemoteModel:
         """Ask whether the model is ready, at growing, jittered intervals, until it is."""
         wait_s = FIRST_WAIT_S
         while not self._closing.wait(wait_s * random.uniform(0.5, 1.0)):
-            link = self._make_link(self.endpoint, self._credentials, Traffic(self.traffic))
+            link = self._make_link(Traffic(self.traffic))
             try:
                 if link.ready(PROBE_S):
                     self._ask(link)
@@ -310,7 +321,7 @@ class RemoteModel:
             self._changed.notify_all()
 
 
-LinkMaker = Callable[[Endpoint, Credentials, Traffic], Link]
+LinkMaker = Callable[[Endpoint, Credentials, Traffic, int], Link]
 
 
 def _transport(endpoint: Endpoint) -> LinkMaker:
