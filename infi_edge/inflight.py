@@ -69,7 +69,6 @@ class InFlight:
             self._finish(arrival)
             return
         self._arrivals.append(arrival)
-        self._closing = False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="in flight", daemon=True)
             self._thread.start()

@@ -49,6 +49,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[SourceStatus], float | None]], ...] = (
     ("enabled", "1 while the gate filters, 0 while it passes everything.", lambda s: s.enabled),
     ("degraded", "1 while the promise is suspended.", lambda s: bool(s.degraded)),
     ("bandwidth_saved_ratio", "Against sending every input alike.", lambda s: s.bandwidth_saved),
+    (
+        "bandwidth_saved_against_jpeg_ratio",
+        "Against sending every input as the JPEG it came as.",
+        lambda s: s.bandwidth_saved_against_jpeg,
+    ),
     ("late_waiting", "Inputs kept until the server can be used again.", lambda s: s.waiting),
     ("scene_changing", "1 while the whole scene changes.", lambda s: s.scene_change),
     ("event_active", "1 while something wanted goes on.", lambda s: s.event_active),

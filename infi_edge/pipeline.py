@@ -353,6 +353,9 @@ class Pipeline:
         status, gate = self.status, self._setup.gate
         minute.inputs += 1
         minute.wanted += wanted
+        if isinstance(sample.data, bytes):
+            status.jpegs += 1
+            status.jpeg_bytes += len(sample.data)
         if result.action is Action.INFER and not result.degraded and job is not None:
             status.model_s.observe(job.model_s)
             status.queue_s.observe(job.queue_s)

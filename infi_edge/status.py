@@ -75,6 +75,7 @@ class SourceStatus:
     model_saved_s: what the filtered inputs would have cost at the model's mean.
     bytes_saved: of inputs not sent off the device.
     bytes_sent, bytes_received: to and from a server, at the socket; sent: inputs that went there.
+    jpegs, jpeg_bytes: inputs that came as JPEGs, and their bytes.
     waiting: inputs kept until the server can be used again. link: what is wrong with it, or empty.
     """
 
@@ -108,6 +109,8 @@ class SourceStatus:
     bytes_sent: int = 0
     bytes_received: int = 0
     sent: int = 0
+    jpegs: int = 0
+    jpeg_bytes: int = 0
     waiting: int = 0
     link: str = ""
     last_value: Value = None
@@ -141,6 +144,14 @@ class SourceStatus:
         if not self.sent or not everything:
             return None
         return 1.0 - min(self.sent / everything, 1.0)
+
+    @property
+    def bandwidth_saved_against_jpeg(self) -> float | None:
+        """The same against sending every input as the JPEG it came as; negative: it costs more.
+        None where inputs are no JPEGs, or nothing goes to a server."""
+        if not self.sent or self.jpegs < self.inputs or not self.jpeg_bytes:
+            return None
+        return 1.0 - self.bytes_sent / self.jpeg_bytes
 
     @property
     def model_saved_s(self) -> float:

@@ -52,6 +52,7 @@ def _source(source: SourceStatus) -> dict[str, Any]:
     view["filtering_rate"] = source.filtering_rate
     view["model_saved_s"] = source.model_saved_s
     view["bandwidth_saved"] = source.bandwidth_saved
+    view["bandwidth_saved_against_jpeg"] = source.bandwidth_saved_against_jpeg
     return view
 
 
