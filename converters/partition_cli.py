@@ -122,6 +122,7 @@ def write_parts(folder: Path, head: bytes, tail: bytes) -> tuple[Path, Path]:
     An earlier tail goes before the new head comes: a pair that does not fit is never there.
     Raises OSError.
     """
+    folder = folder.absolute()  # as mkstemp gives names
     made, replacing = not folder.exists(), False
     folder.mkdir(parents=True, exist_ok=True)
     paths, new = (folder / HEAD, folder / TAIL), []

@@ -15,7 +15,7 @@ from infi_edge.errors import InfiEdgeError
 from infi_edge.executors.remote import LinkDown
 from infi_edge.executors.spool import Spool
 from infi_edge.inflight import Arrival
-from infi_edge.late import Late
+from infi_edge.late import Late, Written
 from infi_edge.served import Job
 from infi_edge.setups import Setup
 from infi_edge.status import SourceStatus
@@ -51,13 +51,13 @@ class Away:
         state: Path,
         status: SourceStatus,
         turn: threading.Condition,
-        give: Callable[[Result, Sample], None],
+        give: Callable[[Result, Sample], Written],
         give_error: Callable[[Sample, str], None],
-        settle: Callable[[], bool],
         tell: Callable[[str], bool],
     ) -> None:
-        """turn: held while the status is changed. give, give_error: to the sinks. settle: wait
-        until they have written it; whether they have. tell: whether the log shall have a cause.
+        """turn: held while the status is changed. give, give_error: to the sinks; `give`
+        returns whether they have written it, as a question. tell: whether the log shall have a
+        cause.
 
         Raises ConfigError if another process has the queue.
         """
@@ -67,16 +67,25 @@ class Away:
         self._late: Late | None = None
         self._told: Counter[str] = Counter()
         remote = setup.client.served.remote
-        if remote is None or self._offload.when_down != "queue":
-            return
         path = state / f"{name}.spool" if self._offload.spool == "disk" else None
+        queues = self._offload.when_down == "queue"
+        if remote is None or not (queues or (path is not None and path.exists())):
+            return  # what is queued is answered, also when nothing more is
         spool = Spool(path, self._offload.spool_bytes, self._offload.spool_order, setup.question)
         if spool.sentence:
             log.warning("%s: %s", name, spool.sentence)
         if len(spool):
             log.info("%s: %d inputs wait from before", name, len(spool))
-        self._late = Late(name, spool, remote, self._infer_late, self._deliver, self._fail, settle)
+        self._late = Late(name, spool, remote, self._infer_late, self._deliver, self._fail)
         self.tell()
+
+    def goes_on(self, setup: Setup) -> bool:
+        """Take another setup of the source, if its queue and its model are as before."""
+        old, new = self._setup, setup
+        same = old.client.served is new.client.served and old.question == new.question
+        if same:
+            self._setup = setup
+        return same
 
     def tell(self) -> None:
         """Bring the status up to date: what waits, and what was lost of the queue."""
@@ -189,11 +198,12 @@ class Away:
             with self._turn:
                 count_bytes(self._status, job)
 
-    def _deliver(self, result: Result, sample: Sample) -> None:
+    def _deliver(self, result: Result, sample: Sample) -> Written:
         with self._turn:
             self._status.counts["late"] += 1
             self._status.sent += 1
-            self._give(result, sample)
+            self._status.note_jpeg(sample.data)
+            return self._give(result, sample)
 
     def _fail(self, sample: Sample, message: str) -> None:
         message = public_address(message)

@@ -25,7 +25,7 @@ from infi_edge.executors.head import Head
 from infi_edge.executors.offload import open_workload
 from infi_edge.executors.remote import RemoteModel
 from infi_edge.filter import InputFilter
-from infi_edge.policy import Counters, Knobs, Policy
+from infi_edge.policy import Inference, Knobs, Policy
 from infi_edge.preprocess import ImageSpec, Spec
 from infi_edge.preprocess.image import reduced_frame
 from infi_edge.scene import watch_for
@@ -66,7 +66,11 @@ def check_remote(manifest: Manifest, remote: RemoteModel, allow: bool = False) -
     info, identity = manifest.workload, remote.identity
     if not info.task or allow or identity == info.model_identity:
         return
-    if re.fullmatch("[0-9a-f]{64}", identity) or "://" in info.model_identity:
+    if re.fullmatch("[0-9a-f]{64}", identity):
+        other = re.fullmatch("[0-9a-f]{64}", info.model_identity) is not None
+    else:  # of a server only the name is known; it may have moved since
+        other = "://" in info.model_identity and info.model != remote.endpoint.model
+    if other:
         raise ConfigError(
             f"the bundle was trained for another model ({info.model}) than {remote.endpoint} "
             "serves; serve that one, train a filter for this one, or allow it with "
@@ -88,7 +92,7 @@ def head_for(manifest: Manifest, path: str | None, allow: bool = False) -> Head 
         if info.head_identity:
             raise ConfigError(
                 "the filter reads the features of a partitioned model; give its head with --head "
-                "(head = in a configuration)"
+                "(head = in a configuration, head= of a Gate)"
             )
         return None
     if manifest.modality != "features":
@@ -150,14 +154,13 @@ class Look:
 class Step:
     """One input that was decided on; result: None: it is to be inferred.
 
-    before, number: the policy's counters then, and which decision of the gate it was.
+    inference: what the policy has noted of it.
     """
 
     look: Look
     decision: Decision
     result: Result | None = None
-    before: Counters | None = None
-    number: int = 0
+    inference: Inference | None = None
 
 
 class Gate:
@@ -187,7 +190,7 @@ class Gate:
         mask: Mask | None = None,
         scene_change: bool = False,
         allowance: Allowance | None = None,
-        head: Head | None = None,
+        head: Head | str | Path | None = None,
     ) -> None:
         """infer: a .tflite path, a served model's address (grpc://HOST:8001/MODEL), or a callable
         input -> outputs (the bundle decodes them).
@@ -196,10 +199,13 @@ class Gate:
         knobs: instead of a row. enabled False: everything is inferred. mask: of pictures, for
         filter and model alike. scene_change: pass inputs through while the whole picture changes.
         allowance: of inferences; over it the last answer is given again, then OverBudget raised.
-        head: of a partitioned model: inputs are its own, and filter and `infer` get its features.
+        head: of a partitioned model, or its file: inputs are its own, and filter and `infer` get
+        its features.
         Raises ConfigError or ExecutorError if the parts do not fit.
         """
         manifest = input_filter.manifest
+        if not isinstance(head, Head):
+            head = head_for(manifest, None if head is None else str(head), allow_other_model)
         self._filter = input_filter
         self._workload = (
             infer
@@ -226,7 +232,7 @@ class Gate:
         self._head = head
         self._allowance = allowance
         self._answered: tuple[Value, float] | None = None
-        self._count = self._decided = 0
+        self._count = 0
 
     @property
     def task(self) -> Task:
@@ -284,7 +290,6 @@ class Gate:
         if decision is None:
             return None
         sample = look.sample
-        self._decided += 1
         if decision.action is not Action.INFER:
             self.stats[decision.action.value] += 1
             return Step(look, decision, _result(sample, decision))
@@ -294,9 +299,7 @@ class Gate:
                 lacks = "there is no answer" if self._answered is None else "the last is too old"
                 raise OverBudget(f"over budget, and {lacks} to give again")
             return Step(look, decision, result)
-        step = Step(look, decision, None, self.policy.counters, self._decided)
-        self.policy.inferred(sample.time_s)
-        return step
+        return Step(look, decision, None, self.policy.inferred(sample.time_s))
 
     def inferred_data(self, step: Step) -> Any:
         """What the model gets of a step: the input, masked; or the head's features.
@@ -317,8 +320,8 @@ class Gate:
 
     def fail(self, step: Step) -> None:
         """Note that a step has no answer: the next input is decided as if it had not been asked."""
-        assert step.before is not None
-        self.policy.not_inferred(step.before, self._decided - step.number)
+        if step.inference is not None:
+            self.policy.not_inferred(step.inference)
 
     def last_answer(
         self, look: Look, decision: Decision, why: str, max_stale_s: float

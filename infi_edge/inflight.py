@@ -84,8 +84,8 @@ class InFlight:
         """Wait until all are finished. `turn` is held."""
         self._wait(lambda: not self._arrivals, alive)
 
-    def close(self) -> None:
-        """End the thread, once the arrivals are finished or given up; waits two seconds for that.
+    def close(self, most_s: float = 2.0) -> None:
+        """End the thread, once the arrivals are finished or given up; waits so long for that.
 
         The next `add` begins a new one.
         """
@@ -94,7 +94,7 @@ class InFlight:
             self._turn.notify_all()
             thread = self._thread
         if thread is not None:
-            thread.join(2.0)
+            thread.join(most_s)
 
     def _wait(self, good: Callable[[], bool], alive: Callable[[], None]) -> None:
         while not self._turn.wait_for(good, 0.5):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -24,18 +25,22 @@ ATTEMPTS = 3
 CUT_OFF = 3
 """One that has so often in a row been on its way when the link went down waits behind the others:
 it may be what the server dies of."""
-AT_ONCE = 64
-"""Answers that are given out before the sinks are waited for."""
+SETTLE_S = 1.0
+"""At the end the sinks are waited for so long."""
 TICK_S = 0.25
 LONGEST_WAIT_S = 5.0
+
+
+Written = Callable[[bool], bool]
+"""Whether an answer is written by now; the argument: to have it written soon."""
 
 
 class Late:
     """Takes inputs from a spool and answers them, one after the other, in a thread of its own.
 
     infer: what answers; it may raise LinkDown. deliver, fail: called with what became of one.
-    settle: wait until that is written; whether it is. Only then is an input forgotten: after a
-    power loss it is known that its answer got out, or counted that it is not.
+    deliver returns a question: is it written by now? Only then is the input forgotten: after a
+    power loss it is known that its answer got out, or counted that it is not. None: it is.
     """
 
     def __init__(
@@ -44,14 +49,13 @@ class Late:
         spool: Spool,
         remote: RemoteModel,
         infer: Callable[[Any], Value],
-        deliver: Callable[[Result, Sample], None],
+        deliver: Callable[[Result, Sample], Written | None],
         fail: Callable[[Sample, str], None],
-        settle: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name, self.spool = name, spool
         self._remote, self._infer = remote, infer
-        self._deliver, self._fail, self._settled = deliver, fail, settle
-        self._given: list[int] = []
+        self._deliver, self._fail = deliver, fail
+        self._given: deque[tuple[int, Written]] = deque()
         self._closing = threading.Event()
         self._put = threading.Event()
         self._waits = Backoff(TICK_S, LONGEST_WAIT_S).waits()
@@ -90,8 +94,10 @@ class Late:
         self._closing.set()
         self._put.set()
         self._thread.join(1.0)
-        if not self._thread.is_alive():
-            self._settle()
+        until_s = time.monotonic() + SETTLE_S
+        while self._given and not self._thread.is_alive() and time.monotonic() < until_s:
+            self._settle(soon=True)
+            time.sleep(0.02)
         self.spool.close()
 
     # The thread.
@@ -160,17 +166,14 @@ class Late:
             value, Action.INFER, f"answered late: {entry.why}", entry.index, entry.time_s,
             self.name, at=entry.at, late=True,
         )  # fmt: skip
-        self._deliver(result, Sample(data, entry.time_s, entry.index, self.name))
-        self._given.append(entry.key)
-        if len(self._given) >= AT_ONCE:
-            self._settle()
+        written = self._deliver(result, Sample(data, entry.time_s, entry.index, self.name))
+        self._given.append((entry.key, written or _at_once))
+        self._settle()
 
-    def _settle(self) -> None:
-        """Forget the inputs whose answers are written by now."""
-        if self._given and self._settled():
-            for key in self._given:
-                self.spool.done(key)
-            self._given.clear()
+    def _settle(self, soon: bool = False) -> None:
+        """Forget the inputs whose answers are written by now. soon: have it written."""
+        while self._given and self._given[0][1](soon):
+            self.spool.done(self._given.popleft()[0])
 
     def _give_up(self, entry: Spooled, message: str) -> None:
         if not self.spool.delivering(entry.key):
@@ -194,3 +197,7 @@ class Late:
         else:
             self.spool.failed(entry.key)
             self._cut_off = (-1, 0)
+
+
+def _at_once(soon: bool) -> bool:
+    return True

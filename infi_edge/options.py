@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 import msgspec
@@ -76,8 +76,11 @@ def parse_offload(texts: tuple[str, ...]) -> OffloadConfig:
     try:
         return msgspec.convert(settings, OffloadConfig, strict=False)
     except msgspec.ValidationError as error:
-        known = ", ".join(OffloadConfig.__struct_fields__)
-        raise ConfigError(f"--offload: {error}; the keys are {known}") from error
+        key = str(error).rpartition("$.")[2].rstrip("`")
+        hints = get_args(get_type_hints(OffloadConfig).get(key))
+        known = hints if hints and isinstance(hints[0], str) else OffloadConfig.__struct_fields__
+        what = f"{key} is one of" if known is hints else "the keys are"
+        raise ConfigError(f"--offload: {error}; {what} {', '.join(known)}") from error
 
 
 def chosen_model(options: Mapping[str, Any]) -> str | None:

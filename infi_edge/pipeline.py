@@ -19,10 +19,11 @@ from infi_edge.bundle import Manifest, OperatingPoint
 from infi_edge.capture.address import public_address
 from infi_edge.capture.source import Backoff, Source
 from infi_edge.config import SourceConfig
-from infi_edge.errors import BundleError, InfiEdgeError, SourceError
+from infi_edge.errors import BundleError, ConfigError, InfiEdgeError, SourceError
 from infi_edge.events import Event, EventTracker
 from infi_edge.executors.remote import LinkDown
 from infi_edge.inflight import Arrival, InFlight
+from infi_edge.late import Written
 from infi_edge.preroll import PreRoll
 from infi_edge.quiet import Quiet
 from infi_edge.served import Abandoned, Job
@@ -36,8 +37,8 @@ log = logging.getLogger("infi_edge")
 SNAPSHOT_EVERY_S = 60.0
 HISTORY_MINUTES = 24 * 60
 AGE_BOUNDS_S = tuple(round(0.001 * 1.3**i, 6) for i in range(42))
-SETTLE_S = 2.0
-"""Late answers wait so long for the sinks before they count as given out."""
+TAKE_OVER_S = 15.0
+"""How long the queue of a pipeline that is replaced is waited for."""
 DEGRADED_S = 5.0
 """Over budget only now and then is over budget: it is told until there was enough for so long."""
 
@@ -80,6 +81,7 @@ class Pipeline:
         self._degraded_until_s = -math.inf
         self._saved_s = time.monotonic()
         self._now_s: float | None = None
+        self._loaded = False
         self._quiet = Quiet()
         self._told: dict[str, float] = {}
         self._turn = threading.Condition(threading.RLock())
@@ -175,7 +177,8 @@ class Pipeline:
         finally:
             source.close()
             self._source = None
-            self._flight.close()
+            offload = self._setup.client.served.config.offload
+            self._flight.close(offload.deadline_s + 2.0)
             self._close_away()
             self._end_events()
 
@@ -197,7 +200,7 @@ class Pipeline:
 
     def _input(self, sample: Sample, source: Source) -> None:
         gate, client = self._setup.gate, self._setup.client
-        if self._now_s is None:
+        if not self._loaded:
             self._load(sample.time_s)
         self._now_s = sample.time_s
         age_s = max(source.now_s() - sample.time_s, 0.0)
@@ -257,10 +260,12 @@ class Pipeline:
             return
         except Queued:
             status.counts["queued"] += 1
+            self._tell_away()
             self._tick(sample.time_s, arrival.at_s)
             return
         except Unanswered as error:
             minute.errors += 1
+            self._tell_away()
             self._unanswered(sample, str(error))
             self._tick(sample.time_s, arrival.at_s)
             return
@@ -318,24 +323,39 @@ class Pipeline:
             outlet.put_error(self.name, sample, message)
 
     def _make_away(self) -> Away | None:
-        """What answers while the server is away, of a model that is on one."""
+        """What answers while the server is away, of a model that is on one.
+
+        Waits for a moment if a pipeline that this one replaces still has the queue.
+        """
         if self._setup.client.served.remote is None:
             return None
-        return Away(
-            self.name,
-            self._setup,
-            self.state,
-            self.status,
-            self._turn,
-            self._deliver,
-            self._give_error,
-            self._settle,
-            self._tell,
-        )
+        until_s = time.monotonic() + TAKE_OVER_S
+        while True:
+            try:
+                return Away(
+                    self.name,
+                    self._setup,
+                    self.state,
+                    self.status,
+                    self._turn,
+                    self._give_late,
+                    self._give_error,
+                    self._tell,
+                )
+            except ConfigError:
+                if self._closing.is_set() or time.monotonic() >= until_s:
+                    raise
+            self._pause(0.5)
 
-    def _settle(self) -> bool:
-        """Wait until the sinks have written what they were given; return whether they have."""
-        return all(outlet.broken or outlet.drain(SETTLE_S) for outlet in self._outlets)
+    def _give_late(self, result: Result, sample: Sample) -> Written:
+        """Deliver, and return what tells whether the sinks have written it."""
+        self._deliver(result, sample)
+        marks = [(outlet, outlet.mark()) for outlet in self._outlets if outlet.wants_results]
+        return lambda soon: all(outlet.written(mark, soon) for outlet, mark in marks)
+
+    def _tell_away(self) -> None:
+        if self._away is not None:
+            self._away.tell()
 
     def _close_away(self) -> None:
         if self._away is not None:
@@ -353,9 +373,8 @@ class Pipeline:
         status, gate = self.status, self._setup.gate
         minute.inputs += 1
         minute.wanted += wanted
-        if isinstance(sample.data, bytes):
-            status.jpegs += 1
-            status.jpeg_bytes += len(sample.data)
+        if not result.degraded:
+            status.note_jpeg(sample.data)
         if result.action is Action.INFER and not result.degraded and job is not None:
             status.model_s.observe(job.model_s)
             status.queue_s.observe(job.queue_s)
@@ -366,8 +385,7 @@ class Pipeline:
         if gate.scene is not None:
             status.counts["scene_change"] = gate.scene.changes
         status.scene_change = result.scene_change
-        if self._away is not None:
-            self._away.tell()
+        self._tell_away()
         if result.degraded:
             self._degrade(
                 "the server is away: answers are old or another model's"
@@ -453,8 +471,7 @@ class Pipeline:
         return sample if data is sample.data else replace(sample, data=data)
 
     def _idle(self, source: Source) -> None:
-        if self._away is not None:
-            self._away.tell()
+        self._tell_away()
         if not len(self._flight):
             self._tick(source.now_s(), time.time())
         self._recover()
@@ -521,9 +538,10 @@ class Pipeline:
         if old.identity == setup.identity:
             setup.gate.take_over(old.gate)
         tracker = self._tracker
-        self._close_away()
+        if self._away is not None and not self._away.goes_on(setup):
+            self._close_away()
         new = self._install(setup)
-        self._away = self._make_away()
+        self._away = self._away or self._make_away()
         if setup.config.events != old.config.events or setup.identity != old.identity:
             self._send(tracker.finish(wall_time(time.time())))
             self._tracker = new
@@ -548,6 +566,10 @@ class Pipeline:
         return self.state / f"{self.name}.cache" if self._setup.config.cache.snapshot else None
 
     def _load(self, now_s: float) -> None:
+        remote = self._setup.client.served.remote
+        if remote is not None and not remote.is_known:
+            return  # whose answers they are is not known yet
+        self._loaded = True
         path = self._snapshot_path()
         if path is None or not path.exists():
             return
@@ -565,8 +587,9 @@ class Pipeline:
         """Write the snapshot, unless there was no input; a full disk is counted, not fatal."""
         self._saved_s = time.monotonic()
         path = self._snapshot_path()
-        if path is None or self._now_s is None:
+        if path is None or not self._loaded:
             return
+        assert self._now_s is not None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._setup.gate.cache.save(path, self._setup.identity, self._now_s)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +20,8 @@ from infi_edge.tasks import SameRule, Value, vote
 from infi_edge.types import Action, Decision
 
 VOTE_TEMPERATURE = 2.0
+MOST_IN_FLIGHT = 256
+"""Inferences that are remembered, so that one that fails can be taken back."""
 
 
 class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,13 +46,12 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What has passed since the last inference, in inputs; when it was, seconds of the stream."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Inference:
+    """One inference: how many inputs had been decided on, and when, in seconds of the stream."""
 
-    since_inference: int
-    filtered_in_a_row: int
-    inferred_at_s: float | None
+    number: int
+    time_s: float
 
 
 class Policy:
@@ -67,9 +70,17 @@ class Policy:
     ) -> None:
         """head: None where the filter has no REUSE. same: the REUSE rule. empty: SKIP's value."""
         self.knobs, self.head, self.cache, self.same, self.empty = knobs, head, cache, same, empty
-        self.since_inference = 0
-        self.filtered_in_a_row = 0
-        self._inferred_at_s: float | None = None
+        self._decided = 0
+        self._inferences: deque[Inference] = deque(maxlen=MOST_IN_FLIGHT)
+
+    @property
+    def since_inference(self) -> int:
+        """Inputs decided on since the last inference, or since the beginning."""
+        return self._decided - (self._inferences[-1].number if self._inferences else 0)
+
+    @property
+    def _inferred_at_s(self) -> float | None:
+        return self._inferences[-1].time_s if self._inferences else None
 
     def decide(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
         """Decide on one input; after INFER the caller reports the answer to `observe`.
@@ -86,8 +97,7 @@ class Policy:
 
     def count(self) -> None:
         """Count one input that was decided on."""
-        self.since_inference += 1
-        self.filtered_in_a_row += 1
+        self._decided += 1
 
     def observe(self, embedding: np.ndarray, value: Value, now_s: float) -> None:
         """Store what the model answered to an input that was inferred."""
@@ -99,23 +109,16 @@ class Policy:
         if self.head is not None:
             self.cache.insert(embedding, value, now_s)
 
-    def inferred(self, now_s: float) -> None:
+    def inferred(self, now_s: float) -> Inference:
         """Note an inference whose answer is not to be reused, or has not come yet."""
-        self.since_inference = 0
-        self.filtered_in_a_row = 0
-        self._inferred_at_s = now_s
+        inference = Inference(self._decided, now_s)
+        self._inferences.append(inference)
+        return inference
 
-    @property
-    def counters(self) -> Counters:
-        """What has passed since the last inference."""
-        return Counters(self.since_inference, self.filtered_in_a_row, self._inferred_at_s)
-
-    def not_inferred(self, before: Counters, passed: int) -> None:
-        """Take an inference back that has failed. before: the counters when it began. passed:
-        inputs decided on since."""
-        self.since_inference = max(self.since_inference, before.since_inference + passed)
-        self.filtered_in_a_row = max(self.filtered_in_a_row, before.filtered_in_a_row + passed)
-        self._inferred_at_s = before.inferred_at_s
+    def not_inferred(self, inference: Inference) -> None:
+        """Take back an inference that has failed."""
+        with suppress(ValueError):
+            self._inferences.remove(inference)
 
     def awaits(
         self, decision: Decision, embedding: np.ndarray, asked: Iterable[tuple[np.ndarray, float]]
@@ -130,6 +133,8 @@ class Policy:
             return False
         if knobs.max_since_inference == 0 or knobs.max_consecutive_filtered == 0:
             return False
+        if knobs.deliver == "vote":  # every answer to come has a voice
+            return any(True for _ in asked)
         if knobs.deliver == "last":
             asked = itertools.islice(asked, 1)
         p = min((self._p_awaited(embedding, *one) for one in asked), default=math.inf)
@@ -141,9 +146,7 @@ class Policy:
 
     def follow(self, other: Policy) -> None:
         """Count on from where another policy stands."""
-        self.since_inference = other.since_inference
-        self.filtered_in_a_row = other.filtered_in_a_row
-        self._inferred_at_s = other._inferred_at_s
+        self._decided, self._inferences = other._decided, other._inferences.copy()
 
     def _p_awaited(self, embedding: np.ndarray, asked: np.ndarray, age_s: float) -> float:
         difference = cv2.absdiff(asked, embedding).ravel()
@@ -155,7 +158,7 @@ class Policy:
     def _decide(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
         knobs = self.knobs
         limit = knobs.max_consecutive_filtered
-        if limit is not None and self.filtered_in_a_row >= limit:
+        if limit is not None and self.since_inference >= limit:
             return Decision(Action.INFER, "too many filtered in a row", score=score)
         if knobs.heartbeat_s is not None and (
             self._inferred_at_s is None or now_s - self._inferred_at_s >= knobs.heartbeat_s

@@ -23,6 +23,7 @@ from infi_edge.capture.recorded import FORMAT_VERSION, RecordingManifest
 from infi_edge.capture.recordings import draft_live_spec, draft_spec
 from infi_edge.config import Polygon, SourceConfig
 from infi_edge.errors import ConfigError
+from infi_edge.executors.endpoint import is_endpoint, parse_endpoint
 from infi_edge.executors.head import Head
 from infi_edge.executors.offload import open_workload, workload_identity
 from infi_edge.labels import DECODING_VERSION
@@ -227,7 +228,7 @@ def _workload(
     )
     infer = workload if front is None else _after(front, workload)
     return infer, WorkloadInfo(
-        model=Path(model).name,
+        model=parse_endpoint(model).model if is_endpoint(model) else Path(model).name,
         model_identity=workload_identity(workload, model, version),
         decoder=workload.spec.decoder or "raw",
         task=workload.spec.task,

@@ -23,9 +23,14 @@ from infi_edge.workload import Workload, WorkloadSpec, is_callable_name, model_i
 
 log = logging.getLogger("infi_edge")
 
+REACH_S = 1.5
+"""A server that need not be there is looked for so long: a start or a reload waits for it."""
+
 
 def file_stamp(path: str) -> tuple[int, int]:
     """Return what changes when a file is written anew: its time and size; or zeros."""
+    if not path:  # not the working folder
+        return (0, 0)
     try:
         stat = Path(path).stat()
     except OSError:
@@ -233,7 +238,7 @@ def _reach(remote: RemoteModel) -> RemoteModel:
     """Look whether a server is there. Raises ExecutorError if it must be and is not, or if it has
     no such model."""
     try:
-        remote.connect()
+        remote.connect(REACH_S if remote.config.at_start == "wait" else remote.config.deadline_s)
     except LinkDown as error:
         if remote.config.at_start == "fail" or not error.passing:
             remote.close()

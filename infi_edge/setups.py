@@ -70,8 +70,8 @@ class Setup:
     @property
     def question(self) -> str:
         """What the model is asked of an input: an answer to another question is none."""
-        served, info = self.client.served, self.manifest.workload
-        parts = [served.config.place, info.decoder, info.task, json.dumps(info.labels)]
+        info = self.manifest.workload
+        parts = [info.model_identity, info.decoder, info.task, json.dumps(info.labels)]
         if self.head is not None:
             parts.append(self.head.identity)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -117,7 +117,7 @@ def make_setup(
     whole = None if head is None else head.input
     client = served.client(spec, check, whole)
     late = None
-    if served.remote is not None and model.offload.when_down == "queue":
+    if served.remote is not None:
         late = LateClient(served.client(spec, check, whole), make_head())
     stand_in = None
     if local is not None:

@@ -17,8 +17,6 @@ LATENCY_BOUNDS_S = (
     10.0, 30.0, 60.0,
 )  # fmt: skip
 
-SENDABLE = ("skip", "reuse", "infer", "local", "link_down", "queued")
-
 
 class Histogram:
     """Counts of seconds in fixed buckets; one writer."""
@@ -136,20 +134,28 @@ class SourceStatus:
         inputs = self.inputs
         return 1.0 - self.counts["infer"] / inputs if inputs else None
 
+    def note_jpeg(self, data: object) -> None:
+        """Count an input that a filter or a server has answered, if it is a JPEG."""
+        if isinstance(data, bytes):
+            self.jpegs += 1
+            self.jpeg_bytes += len(data)
+
+    @property
+    def _answered(self) -> int:
+        """Inputs that a filter or a server has answered: what an outage did is no saving."""
+        return self.sent + self.counts["skip"] + self.counts["reuse"] - self.counts["stale"]
+
     @property
     def bandwidth_saved(self) -> float | None:
         """Share of the bytes that sending every input the same way would have cost, at the mean of
         those that were sent; None where nothing goes to a server."""
-        everything = sum(self.counts[action] for action in SENDABLE)
-        if not self.sent or not everything:
-            return None
-        return 1.0 - min(self.sent / everything, 1.0)
+        return 1.0 - self.sent / self._answered if self.sent else None
 
     @property
     def bandwidth_saved_against_jpeg(self) -> float | None:
         """The same against sending every input as the JPEG it came as; negative: it costs more.
         None where inputs are no JPEGs, or nothing goes to a server."""
-        if not self.sent or self.jpegs < self.inputs or not self.jpeg_bytes:
+        if not self.sent or self.jpegs < self._answered or not self.jpeg_bytes:
             return None
         return 1.0 - self.bytes_sent / self.jpeg_bytes
 

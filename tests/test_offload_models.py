@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,9 +19,10 @@ from infi_edge.capture.recordings import open_recording
 from infi_edge.errors import ConfigError, InfiEdgeError
 from infi_edge.executors.head import Head
 from infi_edge.executors.offload import OffloadWorkload, open_workload, quantized
+from infi_edge.preprocess import FeaturesSpec
 from infi_edge.workload import Workload, WorkloadSpec, find_labels, model_identity
 from tests.conftest import DATA, ROOT, need
-from tests.daemon_run import environment
+from tests.daemon_run import environment, write_filter
 from tests.offload.conftest import FACE, MOBILENET, add_models
 from tests.offload.servers import MLServer, tflite_folder
 
@@ -197,6 +199,25 @@ def test_partition_end_to_end(server, parts, tmp_path):
                 "--executor", url)  # fmt: skip
     assert other.returncode == 2
     assert "Traceback" not in other.stderr
+
+
+def test_a_bundle_that_reads_features_wants_its_head(server, parts, frames, tmp_path):
+    head = Head(parts["mobilenet"][0], "classification")
+    spec = FeaturesSpec(size=head.output.shape[1:], type=head.output.dtype.name)
+    path = write_filter(tmp_path / "features.infi", spec=spec)
+    bundle = read_bundle(path)
+    info = msgspec.structs.replace(
+        bundle.manifest.workload,
+        head_identity=head.identity,
+        model_identity=model_identity(str(parts["mobilenet"][1])),
+    )
+    write_bundle(path, msgspec.structs.replace(bundle.manifest, workload=info), bundle.members)
+    url = f"grpc://{server.grpc}/mobilenet_tail"
+    with pytest.raises(ConfigError, match="give its head"):
+        Gate(load_filter(path), infer=url)
+    gate = Gate(load_filter(path), infer=url, head=parts["mobilenet"][0])
+    assert gate(frames[0]).action is Action.INFER
+    assert gate(frames[0]).action is Action.REUSE
 
 
 def test_the_demo_bundle_refuses_a_server_of_another_model(server):

@@ -162,7 +162,7 @@ def _summary(text: str) -> dict[str, int]:
     names = {
         "inferred": "infer", "skipped": "skip", "reused": "reuse", "errors": "error",
         "answered by the local model": "local", "queued": "queued",
-        "of them answered late": "late", "dropped as the server was away": "link_down",
+        "answered late": "late", "dropped as the server was away": "link_down",
         "abandoned": "abandoned",
     }  # fmt: skip
     parts = (part.strip().partition(" ") for part in text.split(","))

@@ -54,6 +54,11 @@ class Breaker:
             self.opened += 1
             return True
 
+    def cancelled(self) -> None:
+        """Note that a request has neither succeeded nor failed: another may be the trial."""
+        with self._lock:
+            self._trial = False
+
     def probed(self) -> None:
         """Note that the server answers again: the next request is a trial."""
         with self._lock:

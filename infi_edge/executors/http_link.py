@@ -189,6 +189,11 @@ class HttpLink:
         try:
             told = json.loads(content)
         except (ValueError, RecursionError) as error:
+            if bytes(content[:64]).lstrip()[:1] == b"<":
+                raise LinkError(
+                    "link", f"{self._endpoint} answered a web page; is there a login page or a "
+                    "proxy on the way?"
+                ) from error  # fmt: skip
             raise self._unreadable() from error
         if not isinstance(told, dict):
             raise self._unreadable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,14 @@ from infi_edge.decoders import Fit, make_decoder
 from infi_edge.errors import ConfigError, ExecutorError, SourceError
 from infi_edge.executors.endpoint import is_endpoint
 from infi_edge.executors.link import DATATYPES, FIT, SCALE, RemoteTensor, Tensors
-from infi_edge.executors.remote import RemoteModel
+from infi_edge.executors.remote import LinkDown, RemoteModel
 from infi_edge.interpreter import TensorSpec
 from infi_edge.workload import Workload, WorkloadSpec, model_identity, to_frame
 
 log = logging.getLogger("infi_edge")
+
+REFUSED_S = 5.0
+"""A server with another model is asked again so often."""
 
 Check = Callable[[RemoteModel], None]
 """Raises ConfigError if the server's model is not the one that is wanted."""
@@ -80,6 +84,7 @@ class OffloadWorkload(Workload):
         self._check = check
         self._whole_input = whole_input
         self._specs: list[TensorSpec] | None = None
+        self._refused_until_s, self._refusal = 0.0, ""
 
     def meet(self) -> None:
         """Learn what the served model is, and check it, unless that is done.
@@ -91,7 +96,11 @@ class OffloadWorkload(Workload):
             return
         metadata = self.remote.metadata
         if self._check is not None:
-            self._check(self.remote)
+            try:
+                self._check(self.remote)
+            except ConfigError:
+                self.remote.forget()
+                raise
         takes = self.remote.takes
         specs: list[TensorSpec] = []
         if takes == "bytes":
@@ -114,7 +123,7 @@ class OffloadWorkload(Workload):
 
         Raises SourceError if it cannot be encoded, ConfigError if it does not fit the model.
         """
-        self.meet()
+        self._meet_now_and_then()
         assert self._specs is not None
         inputs = self.remote.metadata.inputs
         if not self._specs:
@@ -125,6 +134,19 @@ class OffloadWorkload(Workload):
         tensors, fit = self._tensors(given, [_as_picture(spec) for spec in self._specs])
         placed = [_placed(t, spec) for t, spec in zip(tensors, self._specs, strict=True)]
         return list(zip(inputs, placed, strict=True)), fit
+
+    def _meet_now_and_then(self) -> None:
+        """Raises LinkDown while the server has another model: it may get the right one."""
+        if self._specs is not None:
+            return
+        now_s = time.monotonic()
+        if now_s < self._refused_until_s:
+            raise LinkDown(self._refusal, passing=False)
+        try:
+            self.meet()
+        except ConfigError as error:
+            self._refused_until_s, self._refusal = now_s + REFUSED_S, str(error)
+            raise LinkDown(str(error), passing=False) from error
 
     def request_bytes(self, data: Any) -> int:
         """How many bytes of tensors are sent for an input."""

@@ -7,13 +7,14 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 
 from infi_edge.config import OffloadConfig
-from infi_edge.errors import ConfigError, ExecutorError
+from infi_edge.errors import ConfigError, ExecutorError, InfiEdgeError
 from infi_edge.executors.breaker import Breaker
 from infi_edge.executors.credentials import Credentials
 from infi_edge.executors.endpoint import Endpoint, parse_endpoint
@@ -68,7 +69,7 @@ class RemoteModel:
             token_env=config.token_env,
         )
         self._transport = _transport(self.endpoint)
-        self._make_link(Traffic()).close()
+        self._transport(self.endpoint, self._credentials, Traffic(), 0).close()
         self.counts: Counter[str] = Counter()
         self.sentence = ""
         self.traffic = Traffic()
@@ -82,8 +83,12 @@ class RemoteModel:
         self._prober: threading.Thread | None = None
 
     def _make_link(self, traffic: Traffic) -> Link:
+        """Raises LinkError if credentials cannot be read, as while others replace them."""
         most = self.config.max_response_bytes
-        return self._transport(self.endpoint, self._credentials, traffic, most)
+        try:
+            return self._transport(self.endpoint, self._credentials, traffic, most)
+        except (ConfigError, OSError) as error:
+            raise LinkError("denied", f"{self.endpoint}: {error}") from error
 
     # What it is.
 
@@ -117,20 +122,28 @@ class RemoteModel:
     def identity(self) -> str:
         """The SHA-256 of the .tflite file where the server tells it, else its address and
         versions."""
-        metadata = self.metadata
+        return self._identity(self.metadata)
+
+    def _identity(self, metadata: RemoteMetadata) -> str:
         if metadata.platform.startswith(PLATFORM):
             return metadata.platform.removeprefix(PLATFORM)
         return f"{self.endpoint}@{','.join(metadata.versions)}"
 
-    def connect(self) -> None:
-        """Ask the server what the model is, unless it is known.
+    def forget(self) -> None:
+        """Ask anew what the model is: it is not the one that is wanted, but may be replaced."""
+        self._metadata = None
+        self._local.asked = None
+
+    def connect(self, most_s: float = 10.0) -> None:
+        """Ask the server what the model is; it has most_s for that.
 
         Raises LinkDown if the server is not there, ExecutorError if it has no such model or the
         model is not what can be used here.
         """
         if not self._breaker.enter():
             raise LinkDown(self.sentence)
-        self._attempt(lambda: self._ask(self._link()))
+        with self._unless_interrupted():
+            self._attempt(lambda: self._ask(self._link(), most_s))
 
     def wait(self, most_s: float) -> bool:
         """Wait until the server can be used; return whether it can."""
@@ -165,17 +178,23 @@ class RemoteModel:
         def once() -> list[np.ndarray]:
             nonlocal first
             cause: Cause = "infer" if first else "retry"
-            self.counts["retries"] += not first
+            if not first:
+                self._count("retries")
             first = False
-            left_s = max(until_s - time.monotonic(), 0.001)
             link = self._link()
-            if self._metadata is None:
-                self._ask(link)
+            if self._metadata is None or self._local.asked is not link:
+                self._ask(link, until_s - time.monotonic())
+            left_s = max(until_s - time.monotonic(), 0.001)
             outputs = link.infer(inputs, self.output_names, left_s, cause)
             _check_numbers(outputs, self.output_names, self.endpoint)
             return outputs
 
-        outputs = retrying(self._attempt, once)
+        with self._unless_interrupted():
+            try:
+                outputs = retrying(self._attempt, once)
+            except LinkError as error:  # `failed`, and so again: one input, one fault
+                self._down(str(error))
+                raise
         assert outputs is not None
         return outputs
 
@@ -220,17 +239,32 @@ class RemoteModel:
         try:
             outputs = call()
         except LinkError as error:
-            self.counts[f"fault {error.fault}"] += 1
+            self._count(f"fault {error.fault}")
             self._let_go()
             if error.fault == "answer":  # the server is there; it is this input that failed
                 self._up()
                 raise ExecutorError(str(error)) from error
-            self._down(str(error))
             if error.fault == "failed":
                 raise
+            self._down(str(error))
             raise LinkDown(str(error), error.fault == "link") from error
         self._up()
         return outputs
+
+    @contextmanager
+    def _unless_interrupted(self) -> Iterator[None]:
+        """Whatever else comes of a request, it is no longer the breaker's trial."""
+        try:
+            yield
+        except ExecutorError:  # the breaker knows
+            raise
+        except BaseException:
+            self._breaker.cancelled()
+            raise
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
 
     def _sleep(self, seconds: float) -> None:
         self._closing.wait(seconds)
@@ -248,7 +282,7 @@ class RemoteModel:
             if not hasattr(self._local, "traffic"):
                 self._local.traffic = Traffic(self.traffic)
             link = self._make_link(self._local.traffic)
-            self._local.link = link
+            self._local.link, self._local.asked = link, None
             with self._lock:
                 self._links.add(link)
         return link
@@ -261,11 +295,12 @@ class RemoteModel:
                 self._links.discard(link)
             link.close()
 
-    def _ask(self, link: Link) -> None:
-        metadata = link.metadata(min(self.config.deadline_s, 10.0))
+    def _ask(self, link: Link, most_s: float) -> None:
+        """Ask what the model is, on every new connection: the server may be another by now."""
+        metadata = link.metadata(max(min(most_s, 10.0), 0.001))
         known = self._metadata
-        if known is not None and (known.platform, known.inputs, known.outputs) != (
-            metadata.platform, metadata.inputs, metadata.outputs
+        if known is not None and (self._identity(known), known.inputs, known.outputs) != (
+            self._identity(metadata), metadata.inputs, metadata.outputs
         ):  # fmt: skip
             raise LinkError(
                 "denied", f"{self.endpoint} is another model now; start again to use that one"
@@ -274,6 +309,7 @@ class RemoteModel:
         if problem is not None:
             raise LinkError("answer", f"{self.endpoint} cannot be used: {problem}")
         self._metadata = metadata
+        self._local.asked = link
 
     # Up and down.
 
@@ -304,15 +340,20 @@ class RemoteModel:
         """Ask whether the model is ready, at growing, jittered intervals, until it is."""
         wait_s = FIRST_WAIT_S
         while not self._closing.wait(wait_s * random.uniform(0.5, 1.0)):
-            link = self._make_link(Traffic(self.traffic))
+            link: Link | None = None
             try:
+                link = self._make_link(Traffic(self.traffic))
                 if link.ready(PROBE_S):
-                    self._ask(link)
+                    self._ask(link, PROBE_S)
                     break
-            except LinkError as error:
+            except InfiEdgeError as error:
                 self.sentence = str(error)
+            except Exception as error:  # a defect must not end what looks for the server
+                log.exception("unexpected error while looking for %s", self.endpoint)
+                self.sentence = f"unexpected: {error!r}"
             finally:
-                link.close()
+                if link is not None:
+                    link.close()
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
         with self._lock:
             self._prober = None

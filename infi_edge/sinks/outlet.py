@@ -81,7 +81,7 @@ class Outlet:
         self._changed = threading.Condition()
         self._results: deque[_Message] = deque()
         self._events: deque[_Message] = deque()
-        self._order = self._bytes = self._in_hand = 0
+        self._order = self._written = self._bytes = self._in_hand = 0
         self._unflushed = self._closing = False
         self._until_s = self._retry_at_s = 0.0
         self._flushed_s = time.monotonic()
@@ -129,6 +129,24 @@ class Outlet:
         else:
             sample = _without_data(sample)
         self._put(self._results, size, partial(self._sink.error, source, sample, message))
+
+    def mark(self) -> int:
+        """What to ask `written` for, of everything that was put so far."""
+        with self._changed:
+            return self._order
+
+    def written(self, mark: int, soon: bool = False) -> bool:
+        """Whether the sink has flushed everything up to a mark, or nobody reads any more.
+
+        soon: do not wait for the next flush.
+        """
+        with self._changed:
+            if self._written >= mark or self.broken:
+                return True
+            if soon and not self._queued():
+                self._flush_at_s = 0.0
+                self._changed.notify_all()
+            return False
 
     @property
     def broken(self) -> bool:
@@ -273,8 +291,13 @@ class Outlet:
                 self._until_s = 0.0
 
     def _flush(self) -> None:
+        with self._changed:
+            waiting = [queue[0].order for queue in (self._results, self._events) if queue]
+            upto = min(waiting) - 1 if waiting else self._order
         self._call("flush", self._sink.flush)
         with self._changed:
+            if not self._wrong():
+                self._written = upto
             self._flushed_s = time.monotonic()
             self._flush_at_s = self._flushed_s + max(self._flush_s, IDLE_S)
             self._unflushed = self._queued() > 0

@@ -60,6 +60,16 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_folder_may_be_given_relative_to_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        write_parts(Path("parts"), b"head", b"tail")
+        assert (tmp_path / "parts" / "tail.tflite").read_bytes() == b"tail"
+        assert files_in(Path("parts")) == ["head.tflite", "tail.tflite"]
+
+
 def test_auto_writes_the_quickest_cut_and_says_what_it_costs(
     command: Command, model: Path, tmp_path: Path
 ) -> None:

@@ -23,9 +23,11 @@ def test_what_is_saved_is_told_against_every_alternative():
 def test_the_status_counts_what_went_and_what_could_have():
     status = SourceStatus("yard")
     assert status.bandwidth_saved is None
-    status.counts.update(infer=1, reuse=6, skip=2, queued=1)
+    status.counts.update(infer=1, reuse=9, skip=2, stale=2, queued=5, link_down=7)
     status.sent, status.bytes_sent = 1, 5000
-    assert status.bandwidth_saved == pytest.approx(0.9)
+    assert status.bandwidth_saved == pytest.approx(0.9)  # an outage saves nothing
     assert status.bandwidth_saved_against_jpeg is None
-    status.jpegs, status.jpeg_bytes = 9, 20_000
+    for _ in range(10):
+        status.note_jpeg(b"x" * 2000)
+    status.note_jpeg(np.zeros(3))
     assert status.bandwidth_saved_against_jpeg == pytest.approx(0.75)

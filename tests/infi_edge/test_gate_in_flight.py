@@ -67,15 +67,27 @@ def test_a_skip_waits_for_nothing():
 
 
 def test_an_inference_that_fails_leaves_the_counters_as_if_it_had_not_been_asked():
-    failed, never = policy(max_since_inference=3), policy(max_since_inference=3)
-    for p in (failed, never):
-        p.observe(at(0), "a", 0.0)
-        p.decide(None, at(0), 0.1)
-        p.decide(None, at(9), 0.2)
-    before = failed.counters
-    failed.inferred(0.2)
-    failed.decide(None, at(0), 0.3)
-    never.decide(None, at(0), 0.3)
-    failed.not_inferred(before, 1)
-    assert failed.counters == never.counters
-    assert failed.decide(None, at(0), 0.4).action is never.decide(None, at(0), 0.4).action
+    knobs = {"max_since_inference": 4, "heartbeat_s": 10.0}
+    for failing in ([0], [1], [0, 1]):
+        gate, never = policy(**knobs), policy(**knobs)
+        for p in (gate, never):
+            p.observe(at(0), "a", 0.0)
+        asked = []
+        for number in range(2):
+            for p in (gate, never):
+                p.decide(None, at(90 * (number + 1)), 0.1 * number)
+            asked.append(gate.inferred(0.1 * number))
+            if number not in failing:
+                never.inferred(0.1 * number)
+        for number in failing:
+            gate.not_inferred(asked[number])
+        assert gate.since_inference == never.since_inference, failing
+        for now_s in (0.4, 9.9, 10.05, 10.15, 12.0):
+            assert gate.decide(None, at(0), now_s) == never.decide(None, at(0), now_s)
+
+
+def test_a_vote_waits_for_every_answer_to_come():
+    voting = policy(deliver="vote")
+    voting.observe(at(0), "a", 0.0)
+    assert awaits(voting, 90)
+    assert not awaits(policy(), 90)
