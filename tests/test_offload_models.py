@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from converters.partition import cuts, split
-from infi_edge.bundle import read_bundle
+from infi_edge import Action, Gate, load_filter
+from infi_edge.bundle import read_bundle, write_bundle
 from infi_edge.capture.recordings import open_recording
 from infi_edge.errors import ConfigError, InfiEdgeError
 from infi_edge.executors.head import Head
