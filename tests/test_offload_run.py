@@ -14,9 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from infi_edge.bundle import read_bundle, write_bundle
+from infi_edge.config import OffloadConfig
+from infi_edge.executors.remote import LinkDown, RemoteModel
 from infi_edge.policy import Knobs
 from tests.daemon_run import (
     Running,
@@ -313,16 +317,149 @@ def test_what_is_wrong_at_the_start_is_one_sentence(tmp_path, server, offload, u
     assert "Traceback" not in running.log
 
 
+def trained_for(path: Path, sha: str) -> None:
+    """Let a bundle say that it was trained for a file."""
+    bundle = read_bundle(path)
+    info = msgspec.structs.replace(bundle.manifest.workload, model_identity=sha)
+    manifest = msgspec.structs.replace(bundle.manifest, workload=info)
+    write_bundle(path, manifest, bundle.members)
+
+
+RIGHT, WRONG = "1" * 64, "0" * 64
+
+
 def test_a_server_of_another_model_is_refused(tmp_path):
-    server = LevelServer(tmp_path, PLATFORM="tflite-sha256-" + "0" * 64)
+    server = LevelServer(tmp_path, PLATFORM=f"tflite-sha256-{WRONG}")
     server.start()
     try:
-        write_config(tmp_path, offloaded(tmp_path, server, "ticks:50"))
+        tables = offloaded(tmp_path, server, "ticks:50")
+        trained_for(tmp_path / "m.infi", RIGHT)
+        write_config(tmp_path, tables)
         running = Running(tmp_path)
         assert running.process.wait(60) == 2
         assert "was trained for another model" in running.log
     finally:
         server.kill()
+
+
+@pytest.mark.slow
+def test_a_wrong_model_that_is_replaced_by_the_right_one_is_used_then(tmp_path):
+    server = LevelServer(tmp_path, PLATFORM=f"tflite-sha256-{WRONG}")
+    tables = offloaded(tmp_path, server, "ticks:20", when_down="queue")
+    trained_for(tmp_path / "m.infi", RIGHT)
+    write_config(tmp_path, tables)
+    running = Running(tmp_path)
+    try:
+        running.until(lambda: counts(running)["queued"] >= 2)
+        server.start()
+        running.until_log("was trained for another model")
+        assert counts(running)["infer"] == 0
+        server.kill()
+        server.more = {"PLATFORM": f"tflite-sha256-{RIGHT}"}
+        server.start()
+        running.until(lambda: counts(running)["infer"] >= 2)
+        running.until(lambda: running.source("yard")["waiting"] == 0)
+        assert counts(running)["error"] == 0
+    finally:
+        running.process.kill()
+        server.kill()
+
+
+def test_a_server_that_begins_to_serve_another_model_is_not_used(tmp_path):
+    server = LevelServer(tmp_path, PLATFORM=f"tflite-sha256-{RIGHT}")
+    server.start()
+    tables = offloaded(tmp_path, server, "ticks:20", when_down="drop")
+    tables["sources"]["yard"]["filter"] = "all.infi"
+    trained_for(tmp_path / "all.infi", RIGHT)
+    write_config(tmp_path, tables)
+    running = Running(tmp_path)
+    try:
+        running.until(lambda: counts(running)["infer"] >= 5)
+        server.kill()
+        asked = server.answered.read_text().count("\n")
+        server.more = {"PLATFORM": f"tflite-sha256-{WRONG}"}
+        server.start()
+        running.until_log("is another model now")
+        running.until(lambda: counts(running)["link_down"] >= 20)
+        assert server.answered.read_text().count("\n") == asked
+    finally:
+        running.process.kill()
+        server.kill()
+
+
+def reload(running: Running, tables: Tables) -> None:
+    done = running.log.count("was read again")
+    write_config(running.folder, tables)
+    running.process.send_signal(signal.SIGHUP)
+    running.until_log("was read again", done + 1)
+
+
+@pytest.mark.parametrize("spool", ["disk", "memory"])
+def test_a_reload_in_an_outage_keeps_the_queue(tmp_path, server, spool):
+    tables = offloaded(tmp_path, server, "ticks:50", when_down="queue", spool=spool)
+    tables["sources"]["yard"]["filter"] = "all.infi"
+    write_config(tmp_path, tables)
+    running = Running(tmp_path)
+    try:
+        running.until(lambda: counts(running)["infer"] >= 5)
+        server.kill()
+        running.until(lambda: running.source("yard")["waiting"] >= 20)
+        tables["sources"]["yard"]["events"] = {"end_s": 5.0}
+        reload(running, tables)
+        assert running.source("yard")["waiting"] >= 20
+        server.start()
+        running.until(lambda: running.source("yard")["waiting"] == 0)
+        told = counts(running)
+        assert told["late"] == told["queued"]
+    finally:
+        running.process.kill()
+
+
+def test_a_queue_waits_for_the_model_and_not_for_the_address(tmp_path, server):
+    tables = offloaded(tmp_path, server, "ticks:50", when_down="queue")
+    tables["sources"]["yard"]["filter"] = "all.infi"
+    tables["models"]["m"]["executor"] = "grpc://127.0.0.1:1/level"
+    write_config(tmp_path, tables)
+    running = Running(tmp_path)
+    try:
+        running.until(lambda: running.source("yard")["waiting"] >= 20)
+        tables["models"]["m"]["executor"] = server.url
+        reload(running, tables)
+        running.until(lambda: counts(running)["late"] >= 20)
+        running.until(lambda: running.source("yard")["waiting"] == 0)
+        assert counts(running)["spool_damaged"] == 0
+    finally:
+        running.process.kill()
+
+
+def test_a_token_that_is_away_for_a_moment_does_not_end_the_link(tmp_path, server):
+    token = tmp_path / "token"
+    token.write_text("secret")
+    remote = RemoteModel(server.url, OffloadConfig(token_file=str(token), deadline_s=1.0))
+    row = np.ones(8, np.float32)
+    try:
+        inputs = [(remote.metadata.inputs[0], row)]
+        assert remote.run(inputs)[0].tolist() == [1]
+        server.kill()
+        token.unlink()
+        for _ in range(5):
+            with pytest.raises(LinkDown):
+                remote.run(inputs)
+        server.start()
+        time.sleep(2.0)  # a trial or a probe without a token is no end
+        with pytest.raises(LinkDown):
+            remote.run(inputs)
+        token.write_text("secret")
+        until(lambda: remote.wait(0.5) and answers(remote, inputs))
+    finally:
+        remote.close()
+
+
+def answers(remote: RemoteModel, inputs: Any) -> bool:
+    try:
+        return remote.run(inputs)[0].tolist() == [1]
+    except LinkDown:
+        return False
 
 
 def test_several_are_under_way_at_a_time(tmp_path):

@@ -145,6 +145,8 @@ class OffloadWorkload(Workload):
         try:
             self.meet()
         except ConfigError as error:
+            if self._refusal != str(error):
+                log.error("%s", error)
             self._refused_until_s, self._refusal = now_s + REFUSED_S, str(error)
             raise LinkDown(str(error), passing=False) from error
 

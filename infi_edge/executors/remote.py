@@ -142,7 +142,7 @@ class RemoteModel:
         """
         if not self._breaker.enter():
             raise LinkDown(self.sentence)
-        with self._unless_interrupted():
+        with self._unless_interrupted(), self._as_one_fault():
             self._attempt(lambda: self._ask(self._link(), most_s))
 
     def wait(self, most_s: float) -> bool:
@@ -189,12 +189,8 @@ class RemoteModel:
             _check_numbers(outputs, self.output_names, self.endpoint)
             return outputs
 
-        with self._unless_interrupted():
-            try:
-                outputs = retrying(self._attempt, once)
-            except LinkError as error:  # `failed`, and so again: one input, one fault
-                self._down(str(error))
-                raise
+        with self._unless_interrupted(), self._as_one_fault():
+            outputs = retrying(self._attempt, once)
         assert outputs is not None
         return outputs
 
@@ -260,6 +256,15 @@ class RemoteModel:
             raise
         except BaseException:
             self._breaker.cancelled()
+            raise
+
+    @contextmanager
+    def _as_one_fault(self) -> Iterator[None]:
+        """A server that fails on a request, and on it again, has failed once."""
+        try:
+            yield
+        except LinkError as error:
+            self._down(str(error))
             raise
 
     def _count(self, what: str) -> None:
@@ -336,6 +341,10 @@ class RemoteModel:
                 )
                 self._prober.start()
 
+    def _say_once(self, sentence: str) -> None:
+        if sentence != self.sentence:
+            log.warning("%s", sentence)
+
     def _probe(self) -> None:
         """Ask whether the model is ready, at growing, jittered intervals, until it is."""
         wait_s = FIRST_WAIT_S
@@ -347,6 +356,8 @@ class RemoteModel:
                     self._ask(link, PROBE_S)
                     break
             except InfiEdgeError as error:
+                if not isinstance(error, LinkError) or error.fault != "link":
+                    self._say_once(str(error))
                 self.sentence = str(error)
             except Exception as error:  # a defect must not end what looks for the server
                 log.exception("unexpected error while looking for %s", self.endpoint)
