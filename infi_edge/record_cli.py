@@ -213,7 +213,8 @@ def _workload(
     model, task = chosen_model(options), options["task"]
     if model is None or task is None:
         raise ConfigError(
-            "give --model (or --executor) and --task: what to run, and what its outputs mean"
+            "give --model and --task, or --executor and --task: what to run, and what its outputs "
+            "mean"
         )
     version, decoder = options["model_version"] or "", options["decoder"]
     labels = find_labels(options["model"] or "", options["labels"])

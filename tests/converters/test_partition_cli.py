@@ -8,6 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,13 @@ from tests.conftest import MODELS, ROOT, Command, need
 from tests.converters.flat_models import CHAIN, adding, opened, packed
 
 FACE = MODELS / "face" / "face_detection_front.tflite"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_left() -> Iterator[None]:
+    """Python keeps a process beside those of a pool; other tests count this one's children."""
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
