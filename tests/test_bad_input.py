@@ -61,6 +61,7 @@ def test_train_refuses(
     assert not list(toy.glob("*never*"))
 
 
+@pytest.mark.slow
 def test_train_says_when_only_filtering_nothing_holds_the_target(
     command: Command, toy: Path, tmp_path: Path
 ) -> None:

@@ -180,6 +180,7 @@ def test_inspect_says_what_a_bundle_promises(command: Command, toy_bundle: Path)
     assert whole["workload"]["task"] == "toy_model:Square"
 
 
+@pytest.mark.slow
 def test_interrupted_labelling_leaves_no_bundle_and_resumes(toy: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     bundle = tmp_path / "late.infi"

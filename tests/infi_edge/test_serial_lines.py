@@ -190,6 +190,7 @@ def test_the_fragment_of_a_line_that_was_under_way_is_no_row(
     device.close()
 
 
+@pytest.mark.slow
 def test_an_unplugged_port_is_opened_again_and_nothing_leaks(board: Board) -> None:
     process = psutil.Process()
     threads, descriptors = threading.active_count(), process.num_fds()
