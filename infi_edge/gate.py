@@ -204,7 +204,8 @@ class Gate:
         Raises ConfigError or ExecutorError if the parts do not fit.
         """
         manifest = input_filter.manifest
-        if not isinstance(head, Head):
+        # Whoever brings a workload may bring features, too: a replay runs the head beforehand.
+        if not isinstance(head, Head) and not (head is None and isinstance(infer, Infer)):
             head = head_for(manifest, None if head is None else str(head), allow_other_model)
         self._filter = input_filter
         self._workload = (
