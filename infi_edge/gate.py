@@ -380,18 +380,14 @@ class Gate:
         embedding, now_s = look.embedding, look.sample.time_s
         assert embedding is not None
         try:
-            decision = self.policy.preview(look.score, embedding, now_s)
             asked = list(_asked(in_flight, now_s))
-            if asked and self.policy.awaits(decision, embedding, asked):
-                return None
-            last = self.policy.knobs.deliver == "last" and decision.action is Action.REUSE
-            if asked and last:  # the last answer is still to come, and not for this one
-                decision = Decision(Action.INFER, "may have changed", score=look.score)
+            decision = self.policy.preview(look.score, embedding, now_s, asked)
         except Exception as error:
             look.embedding = None
             look.decision = self._filter_failed(error)
             return look.decision
-        self.policy.count()
+        if decision is not None:
+            self.policy.count()
         return decision
 
     def _filter_failed(self, error: Exception) -> Decision:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -87,13 +86,31 @@ class Policy:
 
         score: SKIP head's probability that inference is needed, or None. embedding: uint8 (D,).
         """
-        decision = self.preview(score, embedding, now_s)
+        decision = self._decide(score, embedding, now_s)
         self.count()
         return decision
 
-    def preview(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
-        """The decision as of now, not yet counted: whoever acts on it calls `count`."""
-        return self._decide(score, embedding, now_s)
+    def preview(
+        self,
+        score: float | None,
+        embedding: np.ndarray,
+        now_s: float,
+        asked: Sequence[tuple[np.ndarray, float]] = (),
+    ) -> Decision | None:
+        """The decision as of now, not yet counted: whoever acts on it calls `count`.
+
+        asked: (embedding, age in seconds of the stream) of inputs whose answers are still to come,
+        the newest first. None: one of those would be reused; ask again when it is here.
+        """
+        decision = self._decide(score, embedding, now_s)
+        if not asked:
+            return decision
+        if self._awaits(decision, embedding, asked):
+            return None
+        if self.knobs.deliver == "last" and decision.action is Action.REUSE:
+            # The last answer is still to come, and is not for this one.
+            return Decision(Action.INFER, "may have changed", score=score)
+        return decision
 
     def count(self) -> None:
         """Count one input that was decided on."""
@@ -120,24 +137,19 @@ class Policy:
         with suppress(ValueError):
             self._inferences.remove(inference)
 
-    def awaits(
-        self, decision: Decision, embedding: np.ndarray, asked: Iterable[tuple[np.ndarray, float]]
+    def _awaits(
+        self, decision: Decision, embedding: np.ndarray, asked: Sequence[tuple[np.ndarray, float]]
     ) -> bool:
-        """Whether an answer that is still to come would be reused instead of this decision.
-
-        embedding: uint8 (D,), of the input. asked: (embedding, age in seconds of the stream) of
-        those whose answers are awaited, the newest first.
-        """
+        """Whether an answer that is still to come would be reused instead of this decision."""
         knobs = self.knobs
         if decision.action is Action.SKIP or self.head is None or knobs.reuse_threshold is None:
             return False
         if knobs.max_since_inference == 0 or knobs.max_consecutive_filtered == 0:
             return False
         if knobs.deliver == "vote":  # every answer to come has a voice
-            return any(True for _ in asked)
-        if knobs.deliver == "last":
-            asked = itertools.islice(asked, 1)
-        p = min((self._p_awaited(embedding, *one) for one in asked), default=math.inf)
+            return True
+        candidates = asked[:1] if knobs.deliver == "last" else asked
+        p = min(self._p_awaited(embedding, *one) for one in candidates)
         if not p <= knobs.reuse_threshold:
             return False
         if decision.action is Action.INFER or knobs.deliver != "nearest":

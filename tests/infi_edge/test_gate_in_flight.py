@@ -26,7 +26,7 @@ INFER = Decision(Action.INFER, "may have changed")
 
 
 def awaits(p: Policy, x: int, age_s: float = 0.0, decision: Decision = INFER) -> bool:
-    return p.awaits(decision, at(x), [(at(0), age_s)])
+    return p._awaits(decision, at(x), [(at(0), age_s)])
 
 
 def test_an_answer_that_is_awaited_counts_like_one_that_is_there():
@@ -59,7 +59,7 @@ def test_an_older_answer_is_not_taken_where_the_awaited_one_is_nearer():
     for p, waits in ((nearer, True), (farther, False)):
         decision = p.preview(None, at(2), 0.0)
         assert decision.action is Action.REUSE
-        assert p.awaits(decision, at(2), [(at(2 if waits else 9), 0.0)]) == waits
+        assert (p.preview(None, at(2), 0.0, [(at(2 if waits else 9), 0.0)]) is None) == waits
 
 
 def test_a_skip_waits_for_nothing():
@@ -91,3 +91,11 @@ def test_a_vote_waits_for_every_answer_to_come():
     voting.observe(at(0), "a", 0.0)
     assert awaits(voting, 90)
     assert not awaits(policy(), 90)
+
+
+def test_an_answer_before_the_last_is_none_where_the_last_one_counts():
+    last = policy(deliver="last")
+    last.observe(at(0), "old", 0.0)
+    assert last.preview(None, at(0), 0.1).action is Action.REUSE
+    assert last.preview(None, at(0), 0.1, [(at(90), 0.05)]).action is Action.INFER
+    assert last.preview(None, at(90), 0.1, [(at(90), 0.05), (at(0), 0.08)]) is None
