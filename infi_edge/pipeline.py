@@ -157,8 +157,8 @@ class Pipeline:
         self.status.faults = source.health.counts
         if self._closing.is_set():
             source.close()
-        self._away = self._make_away()
         try:
+            self._away = self._make_away()
             for sample in source.samples():
                 self._alive()
                 self._take_orders()
@@ -502,7 +502,9 @@ class Pipeline:
         status, config, manifest = self.status, setup.config, setup.manifest
         gate = setup.gate
         gate.stats = status.counts
-        setup.client.alive = self._waiting
+        for client in (setup.client, setup.local):
+            if client is not None:
+                client.alive = self._waiting
         status.address = public_address(config.address)
         self._flight.window = setup.client.served.window
         status.modality, status.model = manifest.modality, setup.client.served.name

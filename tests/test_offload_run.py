@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -37,7 +36,8 @@ from tests.daemon_run import (
 pytest.importorskip("tritonclient.grpc", reason="needs the extra offload")
 
 ENDS = ("infer", "skip", "reuse", "local", "queued", "link_down", "error", "abandoned")
-SOAK_S = float(os.environ.get("INFI_EDGE_OUTAGE_S", "0"))
+THIRD_S = 5.0
+"""The server is there for so long, away for so long, and there again."""
 
 
 class LevelServer:
@@ -135,22 +135,21 @@ def test_a_model_on_a_server_decides_and_answers_as_one_here(tmp_path, server, w
 
 def outage(folder: Path, server: LevelServer, **offload: Any) -> tuple[Running, Counter[str]]:
     """Run a source at 50 Hz that infers everything; the server is away in the middle."""
-    before_s, away_s, after_s = (SOAK_S, SOAK_S, SOAK_S) if SOAK_S else (2.0, 2.0, 2.0)
     tables = offloaded(folder, server, "ticks:50", **offload)
     tables["sources"]["yard"]["filter"] = "all.infi"
     write_config(folder, tables)
     running = Running(folder)
     try:
         running.until(lambda: counts(running)["infer"] >= 20)
-        time.sleep(before_s)
+        time.sleep(THIRD_S)
         server.kill()
         gone = sum(counts(running)[end] for end in ENDS)
         running.until(lambda: sum(counts(running)[end] for end in ENDS) >= gone + 20)
-        time.sleep(away_s)
+        time.sleep(THIRD_S)
         server.start()
         inferred = counts(running)["infer"]
         running.until(lambda: counts(running)["infer"] >= inferred + 20, "it answers again")
-        time.sleep(after_s)
+        time.sleep(THIRD_S)
         if offload["when_down"] == "queue":
             running.until(lambda: running.source("yard")["waiting"] == 0, "nothing waits")
         running.process.send_signal(signal.SIGTERM)
