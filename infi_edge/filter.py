@@ -197,15 +197,25 @@ class LightEmbedder:
         numbers = [self._gains, offsets, *([] if self._skip is None else [self._skip])]
         if not all(np.isfinite(n).all() for n in numbers) or self._gains.min() < 0:
             raise BundleError(f"{bundle.name} is damaged: its gains or weights are impossible")
+        self._offsets = offsets
         self._shift = -offsets * self._gains
 
     def __call__(self, tensor: np.ndarray) -> tuple[float | None, np.ndarray]:
         features = self._spec.features(tensor)
         embedding = quantize_embedding(features[self._features] * self._gains + self._shift)
+        return self.score(features), embedding
+
+    def score(self, features: np.ndarray) -> float | None:
+        """Return the SKIP score of features float32 (F,); None without a SKIP head."""
         if self._skip is None:
-            return None, embedding
-        z = float(self._skip[:-1] @ features + self._skip[-1])
-        return sigmoid(z), embedding
+            return None
+        return sigmoid(float(self._skip[:-1] @ features + self._skip[-1]))
+
+    @property
+    def scale(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which features it uses, int32 (D,), and steps = (feature - offset) * gain: gains and
+        offsets, float32 (D,)."""
+        return self._features, self._gains, self._offsets
 
 
 def _load(bundle: Bundle, member: str, threads: int, runtime: str | None) -> Network:

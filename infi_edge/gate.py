@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from infi_edge.executors.head import Head
 from infi_edge.executors.offload import open_workload
 from infi_edge.executors.remote import RemoteModel
 from infi_edge.filter import InputFilter
+from infi_edge.learning.begin import blank_filter, make_learner
+from infi_edge.learning.learner import Asked, Learner
+from infi_edge.learning.settings import LearnSettings
 from infi_edge.policy import Inference, Knobs, Policy
 from infi_edge.preprocess import ImageSpec, Spec
 from infi_edge.preprocess.image import reduced_frame
@@ -141,6 +144,7 @@ class Look:
     """One input as the filter sees it. features: the head's, of a partitioned model.
 
     decision: where there is nothing to decide (disabled, a filter error, the scene changes).
+    cheap: the features a gate learns from, of the `version` of its metric the embedding is of.
     """
 
     sample: Sample
@@ -148,19 +152,22 @@ class Look:
     decision: Decision | None = None
     embedding: np.ndarray | None = None
     score: float | None = None
+    cheap: np.ndarray | None = None
+    version: int = 0
 
 
 @dataclass(slots=True)
 class Step:
     """One input that was decided on; result: None: it is to be inferred.
 
-    inference: what the policy has noted of it.
+    inference: what the policy has noted of it. asked: what a gate that learns has.
     """
 
     look: Look
     decision: Decision
     result: Result | None = None
     inference: Inference | None = None
+    asked: Asked | None = None
 
 
 class Gate:
@@ -169,13 +176,17 @@ class Gate:
         gate = Gate(load_filter("person.infi"), infer="model.tflite")
         result = gate(frame)              # .value .action .score .age_s
 
+    Without a filter it learns one while it serves, and holds the accuracy that is asked for:
+
+        gate = Gate(infer=my_model, task="presence:person", target_accuracy=0.95)
+
     Whatever goes wrong in the filter, the input is inferred and counted in `stats`.
     """
 
     def __init__(
         self,
-        input_filter: InputFilter,
-        infer: str | Path | Callable[[Any], Any] | Infer,
+        input_filter: InputFilter | None = None,
+        infer: str | Path | Callable[[Any], Any] | Infer | None = None,
         *,
         target_accuracy: float | None = None,
         target_recall: float | None = None,
@@ -191,6 +202,14 @@ class Gate:
         scene_change: bool = False,
         allowance: Allowance | None = None,
         head: Head | str | Path | None = None,
+        task: str | None = None,
+        decoder: str | None = None,
+        same: str = "exact",
+        labels: Sequence[str] = (),
+        modality: str = "image",
+        preprocess: Spec | None = None,
+        learn: bool | LearnSettings | Learner = False,
+        state: str | Path | None = None,
     ) -> None:
         """infer: a .tflite path, a served model's address (grpc://HOST:8001/MODEL), or a callable
         input -> outputs (the bundle decodes them).
@@ -201,8 +220,27 @@ class Gate:
         allowance: of inferences; over it the last answer is given again, then OverBudget raised.
         head: of a partitioned model, or its file: inputs are its own, and filter and `infer` get
         its features.
+        task, decoder, same, labels, modality: the workload as text, where no filter knows it;
+        preprocess: what is learned from (default: the modality's own). learn: go on learning with
+        the filter that is given; settings of learning, or a learner. state: a folder where what
+        is learned is kept, else it is gone with the process.
         Raises ConfigError or ExecutorError if the parts do not fit.
         """
+        if infer is None:
+            raise ConfigError("a gate needs a model: give it with infer=")
+        learns = learn is not False or input_filter is None
+        if input_filter is None:
+            input_filter = blank_filter(
+                infer,
+                task=task,
+                target_accuracy=target_accuracy,
+                decoder=decoder,
+                same=same,
+                labels=labels,
+                modality=modality,
+                preprocess=preprocess,
+            )
+            allow_other_model = True
         manifest = input_filter.manifest
         # Whoever brings a workload may bring features, too: a replay runs the head beforehand.
         if not isinstance(head, Head) and not (head is None and isinstance(infer, Infer)):
@@ -215,14 +253,16 @@ class Gate:
                 manifest, infer, allow_other_model=allow_other_model, threads=threads, head=head
             )
         )
+        point = operating_point(manifest, target_accuracy, target_recall)
         if knobs is None:
-            knobs = operating_point(manifest, target_accuracy, target_recall).knobs
+            knobs = point.knobs
         self.cache = ReuseCache(
             manifest.filter.dim, cache_entries, cache_bytes, cache_age_s, eviction
         )
         self.policy = Policy(
             knobs, input_filter.head, self.cache, self._workload.same, self._workload.task.empty
         )
+        self.learner: Learner | None = None
         if mask and head is None and not isinstance(input_filter.spec, ImageSpec):
             raise ConfigError(f"masks are for single pictures, not for {manifest.modality}")
         self.enabled = enabled
@@ -234,6 +274,36 @@ class Gate:
         self._allowance = allowance
         self._answered: tuple[Value, float] | None = None
         self._count = 0
+        self._seen_s: float | None = None
+        if isinstance(learn, Learner):
+            self.learner = learn
+        elif learns:
+            if target_accuracy is None and point.measure != "accuracy":
+                raise ConfigError("what learns holds an accuracy: say which with target_accuracy=")
+            self.learner = make_learner(
+                input_filter,
+                self._workload.task,
+                self._workload.same,
+                target_accuracy or point.target,
+                knobs,
+                learn if isinstance(learn, LearnSettings) else None,
+                cache_age_s,
+                None if state is None else Path(state),
+            )
+        if self.learner is not None and self.scene is None:
+            self.scene = watch_for(input_filter.spec)
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Keep what was learned, and end the thread it was learned in. Gates that do not learn
+        have nothing to close."""
+        if self.learner is not None:
+            self.learner.close(self._seen_s)
 
     @property
     def task(self) -> Task:
@@ -286,7 +356,13 @@ class Gate:
         among them would be reused; decide again when it is here. Raises OverBudget.
         """
         begun_s = time.perf_counter()
-        decision = look.decision or self._decide(look, in_flight)
+        asked = None
+        if look.decision is not None:
+            decision: Decision | None = look.decision
+        elif self.learner is None:
+            decision = self._decide(look, in_flight)
+        else:
+            decision, asked = self._decide_and_learn(self.learner, look, in_flight)
         self.filter_s += time.perf_counter() - begun_s
         if decision is None:
             return None
@@ -300,7 +376,7 @@ class Gate:
                 lacks = "there is no answer" if self._answered is None else "the last is too old"
                 raise OverBudget(f"over budget, and {lacks} to give again")
             return Step(look, decision, result)
-        return Step(look, decision, None, self.policy.inferred(sample.time_s))
+        return Step(look, decision, None, self.policy.inferred(sample.time_s), asked)
 
     def inferred_data(self, step: Step) -> Any:
         """What the model gets of a step: the input, masked; or the head's features.
@@ -314,7 +390,9 @@ class Gate:
         """Take the model's answer to a step; in the order of the inputs."""
         look = step.look
         self._answered = (value, look.sample.time_s)
-        if look.embedding is not None:
+        if self.learner is not None:
+            self._learn(self.learner, step, value)
+        elif look.embedding is not None:
             self.policy.store(look.embedding, value, look.sample.time_s)
         self.stats[Action.INFER.value] += 1
         return _result(look.sample, step.decision, value)
@@ -323,6 +401,8 @@ class Gate:
         """Note that a step has no answer: the next input is decided as if it had not been asked."""
         if step.inference is not None:
             self.policy.not_inferred(step.inference)
+        if self.learner is not None and step.asked is not None:
+            self.learner.fail()
 
     def last_answer(
         self, look: Look, decision: Decision, why: str, max_stale_s: float
@@ -353,12 +433,17 @@ class Gate:
             self.cache.adopt(other.cache)
         self.policy.follow(other.policy)
         self._answered = other._answered
+        if self.learner is not None and other.learner is not None:
+            self.learner, self._seen_s = other.learner, other._seen_s
+            self._go_on(self.learner)
         if self.scene is not None and other.scene is not None:
             self.scene = other.scene
 
     def warm_up(self, data: Any) -> None:
         """Run the filter once and forget it: a first pass is slow and must not count."""
         self._filter(data)
+        if self.learner is not None:
+            self.learner.look(self._filter.spec.tensor(data))
 
     def _look(self, sample: Sample, features: Any) -> Look:
         if not self.enabled:
@@ -366,6 +451,8 @@ class Gate:
         try:
             seen = self._seen(sample.data) if features is None else features
             tensor = self._filter.spec.tensor(seen)
+            if self.learner is not None:
+                return self._look_and_learn(self.learner, sample, features, tensor)
             score, embedding = self._filter.embed_tensor(tensor)
             if score is not None and not math.isfinite(score):
                 raise ValueError("the filter's score is not a number")
@@ -375,6 +462,24 @@ class Gate:
         except Exception as error:
             return Look(sample, features, self._filter_failed(error))
         return Look(sample, features, None, embedding, score)
+
+    def _look_and_learn(
+        self, learner: Learner, sample: Sample, features: Any, tensor: np.ndarray
+    ) -> Look:
+        if self._seen_s is None and learner.keeper is not None:
+            learner.keeper.restore(sample.time_s)
+        self._seen_s = sample.time_s
+        if self.scene is not None and self.scene.changing(tensor, sample.time_s):
+            learner.scene_changed(SCENE_CHANGES)
+        score, cheap, embedding = learner.look(tensor)
+        if not np.isfinite(cheap).all() or not (score is None or math.isfinite(score)):
+            raise ValueError("the filter's features are not numbers")
+        self._go_on(learner)
+        return Look(sample, features, None, embedding, score, cheap, learner.version)
+
+    def _go_on(self, learner: Learner) -> None:
+        """Take what the learner has in force now."""
+        self.policy, self.cache = learner.policy, learner.policy.cache
 
     def _decide(self, look: Look, in_flight: Iterable[Step]) -> Decision | None:
         embedding, now_s = look.embedding, look.sample.time_s
@@ -389,6 +494,47 @@ class Gate:
         if decision is not None:
             self.policy.count()
         return decision
+
+    def _decide_and_learn(
+        self, learner: Learner, look: Look, in_flight: Iterable[Step]
+    ) -> tuple[Decision | None, Asked | None]:
+        now_s = look.sample.time_s
+        try:
+            self._renew(learner, look)
+            asked = list(_asked(self._renewed(learner, in_flight), now_s))
+            assert look.embedding is not None
+            decided = learner.decide(look.score, look.embedding, now_s, asked)
+        except Exception as error:
+            look.embedding = look.cheap = None
+            look.decision = self._filter_failed(error)
+            return look.decision, None
+        if decided is None:
+            return None, None
+        self.policy.count()
+        return decided
+
+    def _renew(self, learner: Learner, look: Look) -> None:
+        """Embed an input anew if the metric has changed since: two versions never mix."""
+        if look.cheap is not None and look.version != learner.version:
+            look.embedding, look.version = learner.embed(look.cheap), learner.version
+        self._go_on(learner)
+
+    def _renewed(self, learner: Learner, steps: Iterable[Step]) -> Iterator[Step]:
+        for step in steps:
+            self._renew(learner, step.look)
+            yield step
+
+    def _learn(self, learner: Learner, step: Step, value: Value) -> None:
+        look = step.look
+        if step.asked is None or look.cheap is None:
+            return
+        try:
+            learner.answered(look.score, look.cheap, look.sample.time_s, value, step.asked)
+        except Exception as error:  # a user's own `same` or task; the answer itself is good
+            self.stats["learn_error"] += 1
+            if self.stats["learn_error"] == 1:
+                log.warning("nothing was learned of an input: %r", error)
+        self._go_on(learner)
 
     def _filter_failed(self, error: Exception) -> Decision:
         """Fail open: whatever a filter does, the input is inferred."""

@@ -102,7 +102,7 @@ def fit_reuse(
     spread = columns.std(axis=0) + 1e-6
     cost = np.full(columns.shape[1], penalty)
     cost[-2:] = 0.0
-    w, bias = _non_negative_logistic(columns / spread, y.astype(np.float64), cost, steps)
+    w, bias = non_negative_logistic(columns / spread, y.astype(np.float64), cost, steps)
     w[w < 1e-6 * w.max(initial=0.0)] = 0.0
     w = settled(w / spread)
     head = ReuseHead(1.0, float(w[-2]), float(w[-1]), float(settled(np.array(bias))))
@@ -118,7 +118,7 @@ def fit_head(readings: np.ndarray, ages_s: np.ndarray, y: np.ndarray) -> ReuseHe
     columns = np.stack([readings, np.log1p(ages_s), ages_s], axis=1).astype(np.float64)
     middle, spread = columns.mean(axis=0), columns.std(axis=0) + 1e-6
     x = (columns - middle) / spread
-    w, bias = _non_negative_logistic(x, y.astype(np.float64), np.zeros(3), 500)
+    w, bias = non_negative_logistic(x, y.astype(np.float64), np.zeros(3), 500)
     w = w / spread
     numbers = settled(np.append(w, bias - float(w @ middle))).tolist()
     return ReuseHead(*numbers)
@@ -160,28 +160,54 @@ def fit_skip(
     return settled(np.append(w, bias - float(w @ mean))).astype(np.float32)
 
 
-def _non_negative_logistic(
-    x: np.ndarray, y: np.ndarray, cost: np.ndarray, steps: int
+def non_negative_logistic(
+    x: np.ndarray,
+    y: np.ndarray,
+    cost: np.ndarray,
+    steps: int,
+    shares: np.ndarray | None = None,
+    start: tuple[np.ndarray, float] | None = None,
 ) -> tuple[np.ndarray, float]:
+    """Return weights (C,) >= 0 and the bias of p(y = 1 | x), by accelerated projected gradient.
+
+    x: (P, C), float32 or float64, in which all is computed. y: (P,). cost: (C,), the L1 penalty.
+    shares: (P,), what each row counts for, summing to 1; None: all alike. start: weights and bias
+    to begin with.
+    """
     rows, columns = x.shape
-    w = np.zeros(columns)
-    rate = float(np.clip(y.mean(), 0.01, 0.99))
-    bias = math.log(rate / (1 - rate))
+    kind = x.dtype
+    if shares is None:
+        shares = np.full(rows, 1 / rows, kind)
+    if start is None:
+        rate = float(np.clip(shares @ y, 0.01, 0.99))
+        start = np.zeros(columns, kind), math.log(rate / (1 - rate))
+    w, bias = start[0].astype(kind), start[1]
     # The Lipschitz constant of the gradient, by power iteration (the bias column included).
-    v = np.full(columns, 1 / np.sqrt(columns))
+    v = np.full(columns, 1 / np.sqrt(columns), kind)
     for _ in range(20):
-        v = x.T @ (x @ v)
-        v /= np.linalg.norm(v)
-    step = 4.0 / (float(np.square(x @ v).mean()) + 1.0)
+        v = _rows(x, shares * _columns(x, v))
+        v /= np.sqrt(np.square(v).sum()) + np.finfo(kind).tiny
+    step = kind.type(4.0 / (float((shares * np.square(_columns(x, v))).sum()) + 1.0))
     point, point_bias, momentum = w, bias, 1.0
     for _ in range(steps):
-        z = np.clip(x @ point + point_bias, -30, 30)
-        residual = (1 / (1 + np.exp(-z)) - y) / rows
-        next_w = np.maximum(point - step * (x.T @ residual + cost), 0.0)
+        z = np.clip(_columns(x, point) + kind.type(point_bias), -30, 30)
+        residual = shares * (1 / (1 + np.exp(-z)) - y)
+        next_w = np.maximum(point - step * (_rows(x, residual) + cost), 0.0)
         next_bias = point_bias - step * float(residual.sum())
         next_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         glide = (momentum - 1) / next_momentum
-        point = next_w + glide * (next_w - w)
+        point = next_w + kind.type(glide) * (next_w - w)
         point_bias = next_bias + glide * (next_bias - bias)
         w, bias, momentum = next_w, next_bias, next_momentum
     return w, float(bias)
+
+
+# Not BLAS: its threads fight for the cores with the model, and sum in another order on each run.
+def _columns(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x @ w."""
+    return np.einsum("pc,c->p", x, w)
+
+
+def _rows(x: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """r @ x."""
+    return np.einsum("pc,p->c", x, r)

@@ -33,6 +33,7 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deliver: the last answer, the nearest entry's, or the weighted vote of the `votes` nearest.
     max_distance: no entry farther than this (uint8 L1 steps) answers, whatever p says.
     max_consecutive_filtered, heartbeat_s: infer after so many filtered inputs, so many seconds.
+    prefer_last: with `nearest`, the last answer unless the nearest is likelier by this many nats.
     """
 
     skip_threshold: float | None = None
@@ -43,6 +44,19 @@ class Knobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_distance: int | None = None
     max_consecutive_filtered: int | None = None
     heartbeat_s: float | None = None
+    prefer_last: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the cache would answer with: p(changed), the entry's value, slot, distance and age."""
+
+    p_changed: float
+    value: Value
+    slot: int
+    distance: int
+    age_s: float
+    votes: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,27 +205,45 @@ class Policy:
         return self._reuse(score, embedding, now_s)
 
     def _reuse(self, score: float | None, embedding: np.ndarray, now_s: float) -> Decision:
-        knobs, cache = self.knobs, self.cache
+        knobs = self.knobs
         assert knobs.reuse_threshold is not None
-        if knobs.deliver == "last":
-            slot, votes = cache.newest, 1
-            distance, age_s = cache.distance(slot, embedding), cache.age_s(slot, now_s)
-            p, value = self._p_changed(slot, embedding, distance, age_s), cache.value(slot)
-        else:
-            near = cache.candidates(embedding, now_s)
-            logits = self._logits(near, embedding)
-            best, votes = int(logits.argmin()), 1
-            slot = int(near.slots[best])
-            distance, age_s = int(near.distances[best]), float(near.ages_s[best])
-            p, value = sigmoid(float(logits[best])), cache.value(slot)
-            if knobs.deliver == "vote":
-                p, value, votes = self._vote(near, logits, p)
+        found = self.look_up(embedding, now_s)
+        p, distance = found.p_changed, found.distance
         if knobs.max_distance is not None and distance > knobs.max_distance:
             return Decision(Action.INFER, "unlike anything answered", score=score, p_changed=p)
         if not p <= knobs.reuse_threshold:  # a NaN is no licence to reuse
             return Decision(Action.INFER, "may have changed", score=score, p_changed=p)
-        cache.touch(slot)
-        return Decision(Action.REUSE, "answered before", value, score, p, age_s, distance, votes)
+        self.cache.touch(found.slot)
+        return Decision(
+            Action.REUSE,
+            "answered before",
+            found.value,
+            score,
+            p,
+            found.age_s,
+            distance,
+            found.votes,
+        )
+
+    def look_up(self, embedding: np.ndarray, now_s: float) -> Answer:
+        """What would be reused, whatever the thresholds say; the cache must not be empty."""
+        knobs, cache = self.knobs, self.cache
+        if knobs.deliver == "last":
+            slot = cache.newest
+            distance, age_s = cache.distance(slot, embedding), cache.age_s(slot, now_s)
+            p = self._p_changed(slot, embedding, distance, age_s)
+            return Answer(p, cache.value(slot), slot, distance, age_s)
+        near = cache.candidates(embedding, now_s)
+        logits = self._logits(near, embedding)
+        best = int(logits.argmin())
+        if knobs.prefer_last and knobs.deliver == "nearest":
+            last = int(np.flatnonzero(near.slots == cache.newest)[0])
+            best = last if logits[best] > logits[last] - knobs.prefer_last else best
+        slot = int(near.slots[best])
+        p, value, votes = sigmoid(float(logits[best])), cache.value(slot), 1
+        if knobs.deliver == "vote":
+            p, value, votes = self._vote(near, logits, p)
+        return Answer(p, value, slot, int(near.distances[best]), float(near.ages_s[best]), votes)
 
     def _p_changed(self, slot: int, embedding: np.ndarray, distance: int, age_s: float) -> float:
         differences = self.cache.differences(np.array([slot]), embedding)
