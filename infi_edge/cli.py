@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import click
 import cv2
 
-from infi_edge import __version__, daemon, doctor, evaluate
+from infi_edge import __version__, daemon, doctor, evaluate, learn_cli
 from infi_edge.bandwidth import Bandwidth
-from infi_edge.bundle import Manifest, OperatingPoint, operating_point, read_bundle
+from infi_edge.bundle import Bundle, Manifest, OperatingPoint, operating_point, read_bundle
 from infi_edge.capture.address import GRAMMAR, public_address, scheme_of
 from infi_edge.capture.recordings import open_recording
-from infi_edge.capture.replay import part
+from infi_edge.capture.replay import Recording, part
 from infi_edge.config import (
     Config,
     JsonlSinkConfig,
@@ -39,20 +39,24 @@ from infi_edge.gate import head_for, workload_for
 from infi_edge.options import (
     chosen_model,
     executor_options,
+    learn_option,
     parse_offload,
     part_options,
+    preprocess_options,
     target_options,
     workload_options,
 )
 from infi_edge.plugins import load_plugin
 from infi_edge.record_cli import record
-from infi_edge.replay import SKIPPED
+from infi_edge.replay import SKIPPED, Outcome
 from infi_edge.service_cli import service
 from infi_edge.setups import trained_rate_hz
 from infi_edge.status import SourceStatus
 from infi_edge.workload import Workload, find_labels
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+log = logging.getLogger("infi_edge")
 
 
 def plugin_option(command: F) -> F:
@@ -101,6 +105,8 @@ def cli() -> None:
 
 def _check_overrides(manifest: Manifest, options: dict[str, Any]) -> None:
     """Raise ConfigError for an option that says otherwise than the bundle."""
+    if options["modality"] or options["preprocess"]:
+        raise ConfigError("--modality and --preprocess are the filter's own; leave them out")
     info = manifest.workload
     for name in ("decoder", "task", "same"):
         given = options[name]
@@ -140,9 +146,13 @@ def _manifest_workload(
 @cli.command(epilog="\b\nSources:\n" + GRAMMAR)
 @click.argument("config", required=False)
 @click.option("--source", help="Where inputs come from; see below.")
-@click.option("--filter", "bundle", help="The bundle NAME.infi.")
+@click.option("--filter", "bundle", help="The bundle NAME.infi; without it one is learned.")
+@learn_option
+@click.option("--state", metavar="DIR", help="Where what is learned is kept, and a queue; default: "
+              "below $XDG_STATE_HOME/infi-edge.")  # fmt: skip
 @workload_options
 @executor_options
+@preprocess_options
 @target_options
 @part_options
 @click.option("--fast", is_flag=True, help="A recording as fast as possible, not as recorded.")
@@ -154,62 +164,22 @@ def run(
     config: str | None,
     source: str | None,
     bundle: str | None,
-    target_accuracy: float | None,
-    target_recall: float | None,
-    start: float,
-    end: float,
-    rate_hz: float | None,
-    fast: bool,
-    allow_other_model: bool,
+    learn: bool,
+    state: str | None,
     output: str,
-    head: str | None,
     **options: Any,
 ) -> None:
-    """Run the daemon: of CONFIG (TOML), or of --source, --filter and --model or --executor."""
+    """Run the daemon: of CONFIG (TOML), or of --source, --filter and --model or --executor.
+
+    Without --filter, --task and --target-accuracy say what to learn while it serves, and how well.
+    """
     log_to_stderr()
     if config is not None:
-        if source or bundle or options["model"] or options["executor"]:
+        if source or bundle or learn or state or options["model"] or options["executor"]:
             raise ConfigError("give a configuration file, or --source --filter --model, not both")
         loop = daemon.Daemon(load_config(config), Path(config))
     else:
-        model = chosen_model(options)
-        if source is None or bundle is None or model is None:
-            raise ConfigError(
-                "give a configuration file, or --source, --filter and --model (or --executor)"
-            )
-        manifest = read_bundle(bundle).manifest
-        _check_overrides(manifest, options)
-        if options["model"]:
-            head_for(manifest, head, allow_other_model)
-            workload_for(manifest, model, model_version=options["model_version"] or "",
-                         allow_other_model=allow_other_model)  # fmt: skip
-        settings = Config(
-            sources={
-                source_name(source): SourceConfig(
-                    address=source,
-                    filter=bundle,
-                    model="model",
-                    head=head,
-                    target_accuracy=target_accuracy,
-                    target_recall=target_recall,
-                    start=start,
-                    end=end,
-                    rate_hz=rate_hz,
-                    fast=fast,
-                )
-            },
-            models={
-                "model": ModelConfig(
-                    path=options["model"] or "",
-                    executor=options["executor"] or "",
-                    version=options["model_version"] or "",
-                    allow_other=allow_other_model,
-                    offload=parse_offload(options["offload"]),
-                )
-            },
-            sinks={"results": JsonlSinkConfig(path=output, events=False)},
-            flush_s=0.0,
-        )
+        settings = _run_config(source, bundle, learn, state, output, options)
         loop = daemon.Daemon(check_config(settings), must_open=True)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     signal.signal(signal.SIGINT, lambda *_: loop.stop())
@@ -231,6 +201,80 @@ def run(
             raise ConfigError(f"{lost} results are lost: {sink.sentence or 'too late to write'}")
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _run_config(
+    source: str | None,
+    bundle: str | None,
+    learn: bool,
+    state: str | None,
+    output: str,
+    options: dict[str, Any],
+) -> Config:
+    """Return the settings of a run without a configuration file. Raises InfiEdgeError."""
+    model = chosen_model(options)
+    if source is None or model is None:
+        raise ConfigError(
+            "give a configuration file, or --source, --filter and --model (or --executor)"
+        )
+    if bundle is None:
+        workload = learn_cli.source_settings(options)
+        task = options["task"]
+    else:
+        manifest = _check_bundle(bundle, model, learn, options)
+        workload, task = {"filter": bundle}, manifest.workload.task
+    name = source_name(source)
+    if learn := learn or bundle is None:
+        state = state or str(learn_cli.default_state(name, source, model, task))
+        log.info("what is learned is kept in %s", state)
+    return Config(
+        sources={
+            name: SourceConfig(
+                address=source,
+                model="model",
+                learn=learn,
+                head=options["head"],
+                target_accuracy=options["target_accuracy"],
+                target_recall=options["target_recall"],
+                start=options["start"],
+                end=options["end"],
+                rate_hz=options["rate_hz"],
+                fast=options["fast"],
+                **workload,
+            )
+        },
+        models={
+            "model": ModelConfig(
+                path=options["model"] or "",
+                executor=options["executor"] or "",
+                version=options["model_version"] or "",
+                allow_other=options["allow_other_model"],
+                offload=parse_offload(options["offload"]),
+            )
+        },
+        sinks={"results": JsonlSinkConfig(path=output, events=False)},
+        flush_s=0.0,
+        state=state or "state",
+    )
+
+
+def _check_targets(options: dict[str, Any]) -> None:
+    if options["target_accuracy"] is not None and options["target_recall"] is not None:
+        raise ConfigError("give --target-accuracy or --target-recall, not both")
+
+
+def _check_bundle(bundle: str, model: str, learn: bool, options: dict[str, Any]) -> Manifest:
+    """Return its manifest if the options are not against it. Raises InfiEdgeError."""
+    manifest = read_bundle(bundle).manifest
+    _check_overrides(manifest, options)
+    if learn:
+        learn_cli.kept_target(manifest, options)
+    if options["model"]:
+        allow = options["allow_other_model"]
+        head_for(manifest, options["head"], allow)
+        version = options["model_version"] or ""
+        workload_for(manifest, model, model_version=version, allow_other_model=allow)
+    return manifest
 
 
 def _say_what_was_done(sources: list[SourceStatus]) -> bool:
@@ -308,10 +352,19 @@ def check_command(config: str) -> None:
 
 
 @cli.command("evaluate")
-@click.argument("bundle")
+@click.argument("bundle", required=False)
 @click.option("--source", required=True, help="A recording: a file or a folder.")
+@learn_option
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Of the audits of a gate that learns.",
+)
 @workload_options
 @executor_options
+@preprocess_options
 @target_options
 @part_options
 @click.option("--allow-other-model", is_flag=True, help="Run a model the filter does not know.")
@@ -319,49 +372,40 @@ def check_command(config: str) -> None:
 @click.option("--misses", type=click.Path(file_okay=False), help="Save wrong inputs here.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def evaluate_command(
-    bundle: str,
+    bundle: str | None,
     source: str,
-    target_accuracy: float | None,
-    target_recall: float | None,
-    start: float,
-    end: float,
-    rate_hz: float | None,
-    allow_other_model: bool,
+    learn: bool,
+    seed: int,
     timed_inputs: int,
     misses: str | None,
     as_json: bool,
-    head: str | None,
     **options: Any,
 ) -> None:
-    """What would BUNDLE save here? Replays it beside the model's own answers."""
-    input_filter = InputFilter(read_bundle(bundle))
-    if target_accuracy is not None and target_recall is not None:
-        raise ConfigError("give --target-accuracy or --target-recall, not both")
-    point = operating_point(input_filter.manifest, target_accuracy, target_recall)
-    wanted = target_accuracy or target_recall
-    if wanted is not None and point.target != wanted:
-        click.echo(f"the bundle's row for {point.measure} {point.target:g} is used", err=True)
-    rate_hz = rate_hz or trained_rate_hz(input_filter.manifest)
-    front = head_for(input_filter.manifest, head, allow_other_model)
-    recording = open_recording(source, rate_hz, None if front else input_filter.spec)
-    if front is not None:
-        recording = Headed(recording, front)
-    first, last = part(recording, start, end)
-    workload, identity = _manifest_workload(
-        input_filter.manifest, options, allow_other_model, front
-    )
-    report, truth, outcome = evaluate.evaluate(
-        recording,
-        input_filter,
-        point,
-        workload,
-        identity,
-        first,
-        last,
-        timed_inputs=timed_inputs,
-        progress=Bar("the model on every input"),
-    )
-    click.echo(json.dumps(report.as_dict()) if as_json else _evaluation_text(report, point))
+    """What would BUNDLE save here? Replays it beside the model's own answers.
+
+    Without BUNDLE: a gate that learns while it serves, from the first input on.
+    """
+    if bundle is None:
+        begun, recording, workload, identity = learn_cli.open_blank(source, options)
+    else:
+        begun, recording, workload, identity = _open_with(bundle, source, options)
+    first, last = part(recording, options["start"], options["end"])
+    bar = Bar("the model on every input")
+    report: evaluate.Evaluation
+    outcome: Outcome
+    if learn or bundle is None:
+        target = learn_cli.kept_target(begun.manifest, options)
+        report, truth, outcome = evaluate.evaluate_learning(
+            recording, begun, target, workload, identity, first, last,
+            seed=seed, timed_inputs=timed_inputs, progress=bar,
+        )  # fmt: skip
+    else:
+        point = _point(begun.manifest, options)
+        report, truth, outcome = evaluate.evaluate(
+            recording, InputFilter(begun), point, workload, identity, first, last,
+            timed_inputs=timed_inputs, progress=bar,
+        )  # fmt: skip
+    click.echo(json.dumps(report.as_dict()) if as_json else _evaluation_text(report))
     if misses is not None:
         count = evaluate.save_misses(
             recording,
@@ -374,19 +418,48 @@ def evaluate_command(
         click.echo(f"{count} inputs with a wrong answer saved in {misses}", err=True)
 
 
-def _evaluation_text(report: evaluate.Evaluation, point: OperatingPoint) -> str:
+def _open_with(
+    bundle: str, source: str, options: dict[str, Any]
+) -> tuple[Bundle, Recording, Workload, str]:
+    """Return (the bundle, the recording, the workload, its identity). Raises InfiEdgeError."""
+    begun = read_bundle(bundle)
+    manifest, allow = begun.manifest, options["allow_other_model"]
+    _check_targets(options)
+    rate_hz = options["rate_hz"] or trained_rate_hz(manifest)
+    front = head_for(manifest, options["head"], allow)
+    spec = None if front else manifest.preprocess
+    recording: Recording = open_recording(source, rate_hz, spec)
+    if front is not None:
+        recording = Headed(recording, front)
+    workload, identity = _manifest_workload(manifest, options, allow, front)
+    return begun, recording, workload, identity
+
+
+def _point(manifest: Manifest, options: dict[str, Any]) -> OperatingPoint:
+    """Return the bundle's row for what is asked, and say so if it is a stricter one."""
+    wanted = options["target_accuracy"] or options["target_recall"]
+    point = operating_point(manifest, options["target_accuracy"], options["target_recall"])
+    if wanted is not None and point.target != wanted:
+        click.echo(f"the bundle's row for {point.measure} {point.target:g} is used", err=True)
+    return point
+
+
+def _evaluation_text(report: evaluate.Evaluation) -> str:
+    by_recall = report.target_accuracy is None
+    target = report.target_recall if by_recall else report.target_accuracy
     recall = "-" if report.recall is None else f"{report.recall:.3f}"
     skip = report.ideal_skip_filtering_rate
     ideal = "-" if skip is None else f"{skip:.3f}"
     return "\n".join(
         (
-            f"target              {point.measure} {point.target:g}",
+            f"target              {'recall' if by_recall else 'accuracy'} {target:g}",
             f"inputs              {report.inputs}: {report.inferred} inferred, "
             f"{report.skipped} skipped, {report.reused} reused",
             f"filtering rate      {report.filtering_rate:.3f}   "
             f"(every-Nth at its best: {report.every_nth_filtering_rate:.3f}; ideal SKIP: {ideal})",
             f"accuracy            {report.accuracy:.3f}",
             f"recall of wanted    {recall}",
+            *_learning_text(report),
             f"throughput ratio    {report.throughput_ratio:.1f}   "
             f"(predicted {report.predicted_throughput_ratio:.1f}; "
             f"{report.timed_inputs} inputs timed)",
@@ -395,6 +468,20 @@ def _evaluation_text(report: evaluate.Evaluation, point: OperatingPoint) -> str:
             *_bandwidth_text(report.bandwidth),
         )
     )
+
+
+def _learning_text(report: evaluate.Evaluation) -> list[str]:
+    if not isinstance(report, evaluate.LearningEvaluation):
+        return []
+    recall = "-" if report.live_recall is None else f"{report.live_recall:.3f}"
+    return [
+        f"by its audits       accuracy {report.live_accuracy:.3f}, at least "
+        f"{report.live_bound:.3f}; recall {recall}",
+        f"learning            {report.warm_up} inputs until the first was filtered, "
+        f"{report.audited} audited, {report.fits} fits in {report.learn_cpu_s:.2f} s of CPU; "
+        f"failed open {report.failed_open} times",
+        f"timed part          its first inputs: filtering rate {report.timed_filtering_rate:.3f}",
+    ]
 
 
 def _bandwidth_text(bandwidth: Bandwidth | None) -> list[str]:
@@ -410,52 +497,6 @@ def _bandwidth_text(bandwidth: Bandwidth | None) -> list[str]:
     ]
 
 
-@cli.command()
-@click.argument("bundle")
-@click.option("--json", "as_json", is_flag=True, help="The whole manifest on stdout.")
-def inspect(bundle: str, as_json: bool) -> None:
-    """What BUNDLE is, what it promises, how it was made."""
-    import msgspec
-
-    manifest = read_bundle(bundle).manifest
-    if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(manifest), indent=1))
-        return
-    info, spec, table = manifest.workload, manifest.filter, manifest.calibration
-    fields = msgspec.to_builtins(manifest.preprocess)
-    preprocess = ", ".join(f"{k} {v}" for k, v in fields.items())
-    lines = [
-        f"{bundle}: {manifest.modality} filter, {manifest.mechanism}, format "
-        f"{manifest.format_version}",
-        f"filter      {spec.kind}, {spec.parameters} parameters, embedding of {spec.dim}, "
-        f"classifier {spec.classifier}",
-        f"input       {preprocess}",
-        f"workload    {info.model}, decoder {info.decoder}, task {info.task}, same {info.same}",
-        f"model       {info.model_identity}",
-        f"calibrated  on {table.blocks} blocks of {table.block_inputs} inputs, "
-        f"confidence {table.confidence:g}",
-        "",
-        "target           filtering rate  accuracy  recall  bound   kind",
-    ]
-    for number, point in enumerate(table.points):
-        recall = "  -  " if point.recall is None else f"{point.recall:.3f}"
-        mark = "  <- default" if number == table.chosen else ""
-        lines.append(
-            f"{point.measure} {point.target:<7g} {point.filtering_rate:>14.3f}  "
-            f"{point.accuracy:>8.3f}  {recall:>6}  {point.bound:.3f}   {point.kind}{mark}"
-        )
-    chosen = msgspec.to_builtins(table.points[table.chosen].knobs)
-    lines += ["", "knobs       " + ", ".join(f"{k}={v}" for k, v in chosen.items())]
-    for title, facts in (
-        ("trained on", manifest.trained_on),
-        ("parity", manifest.parity),
-        ("made by", manifest.versions),
-    ):
-        lines.append(f"{title:<11} " + ", ".join(f"{k} {v}" for k, v in facts.items()))
-    lines.append(f"checked on  {manifest.lowest_runtime}")
-    click.echo("\n".join(lines))
-
-
 @cli.command("doctor")
 def doctor_command() -> None:
     """What is on this machine, and what to do about each problem. Exit code 1 if there is one."""
@@ -467,8 +508,8 @@ def doctor_command() -> None:
     raise click.exceptions.Exit(1 if problems else 0)
 
 
-cli.add_command(record)
-cli.add_command(service)
+for added in (learn_cli.inspect, learn_cli.export, record, service):
+    cli.add_command(added)
 
 
 def run_command(command: click.Group, name: str) -> None:

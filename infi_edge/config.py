@@ -14,6 +14,7 @@ import msgspec
 from infi_edge.cache import Eviction
 from infi_edge.errors import ConfigError
 from infi_edge.executors.endpoint import is_endpoint, parse_endpoint
+from infi_edge.learning.settings import LearnSettings
 from infi_edge.plugins import names_object
 from infi_edge.tomlplace import Key, explain, line_of, read_toml
 
@@ -82,10 +83,15 @@ class EventsConfig(Table, frozen=True):
 class SourceConfig(Table, frozen=True):
     """One stream and its gate.
 
-    address: see `infi-edge run --help`. filter: the bundle. model: a name in [models].
+    address: see `infi-edge run --help`. filter: the bundle; may be left out where one is learned.
+    model: a name in [models].
+    learn: go on learning in service, from the filter or from nothing; learning: how.
+    task, decoder, same, labels, modality, preprocess: the workload and its inputs, where no filter
+    knows them; as the options of `infi-edge record` (labels: the names themselves).
     head: of a partitioned model: it runs here, `model` is its tail.
     enabled false: everything is inferred. target_accuracy, target_recall: another row of the
-    bundle's table. max_consecutive_filtered: inputs. heartbeat_s: seconds.
+    bundle's table; of a source that learns, what it holds.
+    max_consecutive_filtered: inputs. heartbeat_s: seconds.
     rate_hz: at most so many pictures a second; of a recording without times, its rate.
     start, end, fast: of a recording: the part, as fractions; as fast as possible, or as recorded.
     stall_s: no input for so long is a fault. pre_roll_s: inputs kept from before the gate opened.
@@ -94,8 +100,16 @@ class SourceConfig(Table, frozen=True):
     """
 
     address: str
-    filter: str
     model: str
+    filter: str = ""
+    learn: bool = False
+    task: str = ""
+    decoder: str = ""
+    same: str = "exact"
+    labels: tuple[str, ...] = ()
+    modality: str | None = None
+    preprocess: dict[str, Any] = {}
+    learning: LearnSettings = LearnSettings()
     head: str | None = None
     enabled: bool = True
     target_accuracy: float | None = None
@@ -398,9 +412,10 @@ def _source_problems(at: Key, source: SourceConfig, config: Config) -> Iterator[
     if ":" not in source.address and not os.path.exists(source.address):
         problem = f"names {source.address}, which does not exist; give a file, a folder or camera:0"
         yield (*at, "address"), problem
-    if not os.path.isfile(source.filter):
+    if source.filter and not os.path.isfile(source.filter):
         remedy = "give the bundle that infi-convert train has written"
         yield (*at, "filter"), f"names {source.filter}, which does not exist; {remedy}"
+    yield from _learning_problems(at, source)
     if source.head is not None and not os.path.isfile(source.head):
         remedy = "give the head.tflite that infi-convert split has written"
         yield (*at, "head"), f"names {source.head}, which does not exist; {remedy}"
@@ -419,6 +434,43 @@ def _source_problems(at: Key, source: SourceConfig, config: Config) -> Iterator[
     yield from _numbers(at, source)
     for part in ("camera", "microphone", "imu", "cache", "events"):
         yield from _numbers((*at, part), getattr(source, part))
+
+
+_WORKLOAD = ("task", "decoder", "same", "labels", "modality", "preprocess")
+"""What a filter knows, and a source without one must say."""
+
+
+def _learning_problems(at: Key, source: SourceConfig) -> Iterator[Problem]:
+    usual = SourceConfig(address="", model="")
+    said = [key for key in _WORKLOAD if getattr(source, key) != getattr(usual, key)]
+    if source.filter:
+        for key in said:
+            yield (*at, key), "is what the filter was trained for; leave it out"
+    elif not source.learn:
+        remedy = "add it, or learn = true with task and target_accuracy"
+        yield at, f"has no filter; {remedy}"
+    else:
+        for key in ("task", "target_accuracy"):
+            if not getattr(source, key):
+                yield at, f"learns without a filter and has no {key}; add it"
+        if source.head is not None:
+            yield (*at, "head"), "needs a filter, which reads its features; give one"
+    if source.learn:
+        yield from _learned_problems(at, source)
+    elif source.learning != LearnSettings():
+        yield (*at, "learning"), "is for a source that learns; add learn = true, or leave it out"
+
+
+def _learned_problems(at: Key, source: SourceConfig) -> Iterator[Problem]:
+    if source.target_recall is not None:
+        yield (*at, "target_recall"), "cannot be held by what is learned; give target_accuracy"
+    if source.cache.snapshot:
+        problem = "is not for a source that learns: what it has learned is kept with its answers"
+        yield (*at, "cache", "snapshot"), f"{problem}; leave it out"
+    yield from _numbers((*at, "learning"), source.learning)
+    impossible = source.learning.problem()
+    if impossible is not None:
+        yield (*at, "learning"), f"is impossible: {impossible}"
 
 
 def _model_problems(at: Key, model: ModelConfig, config: Config) -> Iterator[Problem]:
@@ -474,6 +526,8 @@ _MAY_BE_ZERO = {
     "cool_down_s",
     "keep",
     "still_s",
+    "settle",
+    "seed",
 }
 _MOST = {
     "entries": 1_000_000,
@@ -485,7 +539,7 @@ _MOST = {
 }
 
 
-def _numbers(at: Key, table: Table) -> Iterator[Problem]:
+def _numbers(at: Key, table: Table | LearnSettings) -> Iterator[Problem]:
     for key in table.__struct_fields__:
         value = getattr(table, key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):

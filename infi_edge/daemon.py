@@ -285,6 +285,10 @@ class Daemon:
         status.throttled, status.under_voltage = machine.throttled, machine.under_voltage
         self._budget.step(status.cpu, status.temperature_c)
         status.budget = self._budget.sentence
+        most_c, now_c = self._config.budget.max_temperature_c, status.temperature_c
+        is_hot = most_c is not None and now_c is not None and now_c > most_c
+        for pipeline in self.pipelines.values():
+            pipeline.freeze(is_hot or bool(status.throttled))
 
     def _serve(self) -> WebServer | None:
         if self._config.web is None:
@@ -496,7 +500,7 @@ class Daemon:
         """What is going on; the counters in it are live."""
         status = self._status
         status.uptime_s = time.monotonic() - self._begun_s
-        status.sources = [p.status for p in list(self.pipelines.values())]
+        status.sources = [p.look() for p in list(self.pipelines.values())]
         status.sinks = [outlet.status() for outlet in self._outlets.values()]
         status.links = [
             model.remote.status(name)
@@ -516,6 +520,10 @@ class Daemon:
         if not 0 < target < 1:
             raise ConfigError(f"{target:g} is no target; it is above 0 and below 1")
         pipeline = self._pipeline(source)
+        if pipeline.setup.config.learn:
+            raise ConfigError(
+                f"{source} learns in service; change its target_accuracy in the configuration"
+            )
         point = operating_point(pipeline.setup.manifest, **{f"target_{measure}": target})
         pipeline.choose(point)
         return point

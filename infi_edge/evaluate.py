@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,19 @@ import cv2
 import numpy as np
 
 from infi_edge.bandwidth import Bandwidth, bandwidth, jpeg_sizes, request_sizes
-from infi_edge.bundle import OperatingPoint
+from infi_edge.bundle import Bundle, OperatingPoint
 from infi_edge.capture.replay import Recording
+from infi_edge.errors import SourceError
 from infi_edge.executors.offload import OffloadWorkload
 from infi_edge.filter import InputFilter
 from infi_edge.gate import Gate
 from infi_edge.labels import Progress, label, stream_times
+from infi_edge.learning.begin import is_blank
+from infi_edge.learning.replay import Learned, replay_learning
+from infi_edge.learning.settings import LearnSettings
+from infi_edge.preprocess import Spec
 from infi_edge.replay import (
+    INFERRED,
     REUSED,
     SKIPPED,
     Embedded,
@@ -84,6 +90,28 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """The fields as JSON has them."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningEvaluation(Evaluation):
+    """The same of a gate that learns meanwhile: warm-up and audits count as inferred.
+
+    audited: inputs inferred for the audit alone. warm_up: inputs until the first was filtered.
+    live_accuracy, live_recall: what the gate itself makes of its audits; live_bound: accuracy is
+    at least this, at confidence 0.95. fits, learn_cpu_s: what learning took. failed_open: times it
+    went back to inferring everything. timed_filtering_rate: of the timed inputs, which are the
+    first: there it has learned least.
+    """
+
+    audited: int
+    warm_up: int
+    live_accuracy: float
+    live_bound: float
+    live_recall: float | None
+    fits: int
+    failed_open: int
+    learn_cpu_s: float
+    timed_filtering_rate: float
 
 
 def embed(input_filter: InputFilter, samples: Iterable[Sample]) -> Embedded:
@@ -199,36 +227,130 @@ def evaluate(
     gate = Gate(input_filter, workload, knobs=point.knobs)
     timing = time_loop(recording, first, min(last, first + timed_inputs), gate, workload)
     by_recall = point.measure == "recall"
-    every_nth = every_nth_filtering_rate(truth, point.target, by_recall)
+    report = _report(recording, workload, first, truth, outcome, timing, point.target, by_recall)
+    return report, truth, outcome
+
+
+def evaluate_learning(
+    recording: Recording,
+    start: Bundle,
+    target_accuracy: float,
+    workload: Workload,
+    identity: str,
+    first: int,
+    last: int,
+    *,
+    seed: int = 0,
+    timed_inputs: int = 200,
+    progress: Progress | None = None,
+) -> tuple[LearningEvaluation, Truth, Learned]:
+    """Replay a gate that learns over inputs first..last-1, from the first one on, and time a real
+    one over the first of them.
+
+    start: what it begins with; a blank bundle: with nothing. seed: of the audit's coin. Raises
+    InfiEdgeError.
+    """
+    trained = InputFilter(start)
+    _check_first(recording, first, trained.spec)
+    truth = labelled(recording, workload, identity, first, last, progress)
+    learned = replay_learning(
+        truth,
+        _Tensors(recording, trained.spec, first, last),
+        trained.spec,
+        target_accuracy=target_accuracy,
+        seed=seed,
+        bundle=None if is_blank(start.manifest) else start,
+    )
+    settings = LearnSettings(seed=seed)
+    with Gate(trained, workload, target_accuracy=target_accuracy, learn=settings) as gate:
+        timing = time_loop(recording, first, min(last, first + timed_inputs), gate, workload)
+    report = _report(
+        recording, workload, first, truth, learned, timing, target_accuracy, by_recall=False
+    )
+    learner = learned.learner
+    bounds, recall = learner.live.accuracy(), learner.recall
+    more = LearningEvaluation(
+        **{field.name: getattr(report, field.name) for field in fields(report)},
+        audited=int(learned.audited.sum()),
+        warm_up=learned.warm_up,
+        live_accuracy=bounds.estimate,
+        live_bound=bounds.low,
+        live_recall=None if recall is None else recall.estimate,
+        fits=learned.refits,
+        failed_open=learner.counts["failed_open"],
+        learn_cpu_s=learned.learn_cpu_s,
+        timed_filtering_rate=timing.timed_filtering_rate,
+    )
+    return more, truth, learned
+
+
+class _Tensors(Sequence[np.ndarray]):
+    """A recording's inputs as the filter's tensors, each made when it is asked for, in order."""
+
+    def __init__(self, recording: Recording, spec: Spec, first: int, last: int) -> None:
+        self._count, self._spec = last - first, spec
+        self._rest = enumerate(recording.samples(first, last))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        place, sample = next(self._rest)
+        if place != index:
+            raise IndexError(f"input {index} is asked for, input {place} is next")
+        return _tensor(self._spec, sample)[0]
+
+
+def _tensor(spec: Spec, sample: Sample) -> np.ndarray:
+    try:
+        return spec.tensor(sample.data)
+    except ValueError as error:
+        raise SourceError(f"{sample.source}, input {sample.index}: {error}") from error
+
+
+def _check_first(recording: Recording, first: int, spec: Spec) -> None:
+    """Raise SourceError if the first input is of another kind, before a model runs on them all."""
+    for sample in recording.samples(first, first + 1):
+        _tensor(spec, sample)
+
+
+def _report(
+    recording: Recording,
+    workload: Workload,
+    first: int,
+    truth: Truth,
+    outcome: Outcome,
+    timing: Timing,
+    target: float,
+    by_recall: bool,
+) -> Evaluation:
+    every_nth = every_nth_filtering_rate(truth, target, by_recall)
     moved = None
     if isinstance(workload, OffloadWorkload):
+        last = first + len(truth)
         sizes = request_sizes(recording, workload, first, last)
         jpegs = jpeg_sizes(recording, workload.remote.config.jpeg_quality, first, last)
         overhead = _overhead(workload, recording, first, float(sizes[0]))
-        moved = bandwidth(sizes, jpegs, outcome.actions == 0, overhead, every_nth)
-    return (
-        Evaluation(
-            inputs=len(truth),
-            inferred=int((outcome.actions == 0).sum()),
-            skipped=int((outcome.actions == SKIPPED).sum()),
-            reused=int((outcome.actions == REUSED).sum()),
-            filtering_rate=outcome.filtering_rate,
-            accuracy=outcome.accuracy,
-            recall=outcome.recall(truth),
-            throughput_ratio=timing.throughput_ratio,
-            predicted_throughput_ratio=timing.predicted_throughput_ratio,
-            model_ms=timing.model_ms,
-            filter_ms=timing.filter_ms,
-            decode_ms=timing.decode_ms,
-            timed_inputs=timing.timed_inputs,
-            target_accuracy=None if by_recall else point.target,
-            target_recall=point.target if by_recall else None,
-            every_nth_filtering_rate=every_nth,
-            ideal_skip_filtering_rate=_ideal_skip(truth, point),
-            bandwidth=moved,
-        ),
-        truth,
-        outcome,
+        moved = bandwidth(sizes, jpegs, outcome.actions == INFERRED, overhead, every_nth)
+    return Evaluation(
+        inputs=len(truth),
+        inferred=int((outcome.actions == INFERRED).sum()),
+        skipped=int((outcome.actions == SKIPPED).sum()),
+        reused=int((outcome.actions == REUSED).sum()),
+        filtering_rate=outcome.filtering_rate,
+        accuracy=outcome.accuracy,
+        recall=outcome.recall(truth),
+        throughput_ratio=timing.throughput_ratio,
+        predicted_throughput_ratio=timing.predicted_throughput_ratio,
+        model_ms=timing.model_ms,
+        filter_ms=timing.filter_ms,
+        decode_ms=timing.decode_ms,
+        timed_inputs=timing.timed_inputs,
+        target_accuracy=None if by_recall else target,
+        target_recall=target if by_recall else None,
+        every_nth_filtering_rate=every_nth,
+        ideal_skip_filtering_rate=_ideal_skip(truth, target, by_recall),
+        bandwidth=moved,
     )
 
 
@@ -242,11 +364,11 @@ def _overhead(workload: OffloadWorkload, recording: Recording, first: int, size:
     return max(sent / OVERHEAD_REQUESTS - size, 0.0)
 
 
-def _ideal_skip(truth: Truth, point: OperatingPoint) -> float | None:
+def _ideal_skip(truth: Truth, target: float, by_recall: bool) -> float | None:
     if not truth.can_skip:
         return None
     wanted = 1.0 - float(truth.redundant.mean())
-    allowed = (1.0 - point.target) * (wanted if point.measure == "recall" else 1.0)
+    allowed = (1.0 - target) * (wanted if by_recall else 1.0)
     return min(1.0 - wanted + allowed, 1.0)
 
 

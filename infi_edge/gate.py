@@ -369,7 +369,7 @@ class Gate:
         sample = look.sample
         if decision.action is not Action.INFER:
             self.stats[decision.action.value] += 1
-            return Step(look, decision, _result(sample, decision))
+            return Step(look, decision, self._result(sample, decision))
         if self._allowance is not None and not self._allowance.take():
             result = self.last_answer(look, decision, "over budget", self._allowance.max_stale_s)
             if result is None:
@@ -395,7 +395,8 @@ class Gate:
         elif look.embedding is not None:
             self.policy.store(look.embedding, value, look.sample.time_s)
         self.stats[Action.INFER.value] += 1
-        return _result(look.sample, step.decision, value)
+        audited = step.asked is not None and step.asked.kind == "audit"
+        return self._result(look.sample, step.decision, value, audited=audited)
 
     def fail(self, step: Step) -> None:
         """Note that a step has no answer: the next input is decided as if it had not been asked."""
@@ -422,20 +423,23 @@ class Gate:
             Action.REUSE, f"{why}: {decision.why}", value, score, p_changed, age_s, votes=1
         )
         self.stats[Action.REUSE.value] += 1
-        return _result(look.sample, stale, degraded=True)
+        return self._result(look.sample, stale, degraded=True)
 
     def take_over(self, other: Gate) -> None:
         """Go on where a gate of the same bundle, model and source stands: its answers are kept,
         as far as the bounds of this gate's cache let them."""
+        if self.learner is not None and other.learner is not None:
+            self.learner.close()
+            self.learner, self._seen_s = other.learner, other._seen_s
+            self._go_on(self.learner)
+            self._answered, self.scene = other._answered, other.scene
+            return
         if self.cache.bounds == other.cache.bounds:
             self.cache = self.policy.cache = other.cache
         else:
             self.cache.adopt(other.cache)
         self.policy.follow(other.policy)
         self._answered = other._answered
-        if self.learner is not None and other.learner is not None:
-            self.learner, self._seen_s = other.learner, other._seen_s
-            self._go_on(self.learner)
         if self.scene is not None and other.scene is not None:
             self.scene = other.scene
 
@@ -536,6 +540,34 @@ class Gate:
                 log.warning("nothing was learned of an input: %r", error)
         self._go_on(learner)
 
+    def _result(
+        self,
+        sample: Sample,
+        decision: Decision,
+        value: Value = None,
+        degraded: bool = False,
+        audited: bool = False,
+    ) -> Result:
+        live = None if self.learner is None else self.learner.live_bounds
+        return Result(
+            value if decision.action is Action.INFER else decision.value,
+            decision.action,
+            decision.why,
+            sample.index,
+            sample.time_s,
+            sample.source,
+            decision.score,
+            decision.p_changed,
+            decision.age_s,
+            decision.distance,
+            decision.votes,
+            scene_change=decision.why.endswith(SCENE_CHANGES),
+            degraded=degraded,
+            audited=audited,
+            live_accuracy=None if live is None else live.estimate,
+            live_bound=None if live is None else live.low,
+        )
+
     def _filter_failed(self, error: Exception) -> Decision:
         """Fail open: whatever a filter does, the input is inferred."""
         self.stats["filter_error"] += 1
@@ -561,26 +593,6 @@ def _asked(steps: Iterable[Step], now_s: float) -> Iterator[tuple[np.ndarray, fl
     for step in steps:
         if step.look.embedding is not None:
             yield step.look.embedding, max(now_s - step.look.sample.time_s, 0.0)
-
-
-def _result(
-    sample: Sample, decision: Decision, value: Value = None, degraded: bool = False
-) -> Result:
-    return Result(
-        value if decision.action is Action.INFER else decision.value,
-        decision.action,
-        decision.why,
-        sample.index,
-        sample.time_s,
-        sample.source,
-        decision.score,
-        decision.p_changed,
-        decision.age_s,
-        decision.distance,
-        decision.votes,
-        scene_change=decision.why.endswith(SCENE_CHANGES),
-        degraded=degraded,
-    )
 
 
 def _picture(frame: Any) -> np.ndarray:

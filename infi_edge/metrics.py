@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from infi_edge.capture.source import STATES
 from infi_edge.errors import ConfigError
-from infi_edge.status import Control, Histogram, SourceStatus, Status
+from infi_edge.learning.audit import Bounded
+from infi_edge.status import Control, Histogram, LearningStatus, SourceStatus, Status
 
 try:
     from prometheus_client import CollectorRegistry
@@ -69,6 +70,25 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[SourceStatus], Histogram]], ...] = 
     ("frame_age_seconds", "Age of inputs when they were decided on.", lambda s: s.frame_age_s),
 )
 
+_LEARNED_COUNTERS: tuple[tuple[str, str, Callable[[LearningStatus], float]], ...] = (
+    ("audits", "Filtered inputs that were inferred all the same.", lambda s: s.audited),
+    ("audit_errors", "Audited inputs that would have been wrong.", lambda s: s.audit_errors),
+    ("fits", "How often what is learned was fitted.", lambda s: s.fits),
+    ("failed_open", "How often the gate has opened again.", lambda s: s.failed_open),
+    ("learn_cpu_seconds", "CPU time of learning.", lambda s: s.cpu_s),
+)
+
+_LEARNED_GAUGES: tuple[tuple[str, str, Callable[[LearningStatus], float | None]], ...] = (
+    ("gate_open", "1 while everything is inferred until the target holds.", lambda s: s.open),
+    ("learning_frozen", "1 while nothing is learned: the machine is hot.", lambda s: s.frozen),
+    ("remembered", "Inferred inputs that are learned from.", lambda s: s.remembered),
+)
+
+_LEARNED_BOUNDS: tuple[tuple[str, str, Callable[[LearningStatus], Bounded | None]], ...] = (
+    ("live_accuracy", "Of what was delivered, by the audit.", lambda s: s.accuracy),
+    ("live_recall", "Of the wanted inputs, by the audit.", lambda s: s.recall),
+)
+
 
 class Metrics:
     """The exposition of one daemon, with a registry of its own."""
@@ -110,6 +130,7 @@ class StatusCollector(Collector):
                 family.add_metric([source.name], buckets, total_s)
             yield family
         yield from _targets(status.sources)
+        yield from _learning(status.sources)
         yield from _sinks(status)
         yield from _links(status)
 
@@ -182,12 +203,35 @@ def _targets(sources: Sources) -> Iterator[Metric]:
         labels=["source"],
     )
     for source in sources:
+        if source.target is not None:
+            measure, share = source.target
+            target.add_metric([source.name, measure], share)
         points, chosen = source.points, source.chosen
         if 0 <= chosen < len(points):
-            point = points[chosen]
-            target.add_metric([source.name, point.measure], point.target)
-            expected.add_metric([source.name], point.filtering_rate)
+            expected.add_metric([source.name], points[chosen].filtering_rate)
     yield from (target, expected)
+
+
+def _learning(sources: Sources) -> Iterator[Metric]:
+    """What is learned in service, of the sources that learn."""
+    learning = [(s.name, s.learning) for s in sources if s.learning is not None]
+    for name, text, count in _LEARNED_COUNTERS:
+        counter = CounterMetricFamily(f"infi_edge_{name}", text, labels=["source"])
+        for source, learned in learning:
+            counter.add_metric([source], count(learned))
+        yield counter
+    for name, text, value in _LEARNED_GAUGES:
+        gauge = GaugeMetricFamily(f"infi_edge_{name}", text, labels=["source"])
+        for source, learned in learning:
+            _add(gauge, [source], value(learned))
+        yield gauge
+    for name, text, bounds in _LEARNED_BOUNDS:
+        for suffix, which in (("", "estimate"), ("_low", "low"), ("_high", "high")):
+            gauge = GaugeMetricFamily(f"infi_edge_{name}{suffix}", text, labels=["source"])
+            for source, learned in learning:
+                found = bounds(learned)
+                _add(gauge, [source], None if found is None else getattr(found, which))
+            yield gauge
 
 
 def _sinks(status: Status) -> Iterator[Metric]:

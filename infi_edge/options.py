@@ -118,6 +118,13 @@ def part_options(command: F) -> F:
     return click.option("--start", default=0.0, show_default=True, help="Fraction.")(command)
 
 
+def learn_option(command: F) -> F:
+    """Add --learn."""
+    return click.option(
+        "--learn", is_flag=True, help="Go on learning from the filter; without one it always does."
+    )(command)
+
+
 def preprocess_options(command: F) -> F:
     """Add --modality and --preprocess."""
     command = click.option(

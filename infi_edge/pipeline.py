@@ -22,6 +22,7 @@ from infi_edge.config import SourceConfig
 from infi_edge.errors import BundleError, ConfigError, InfiEdgeError, SourceError
 from infi_edge.events import Event, EventTracker
 from infi_edge.executors.remote import LinkDown
+from infi_edge.gate import Gate
 from infi_edge.inflight import Arrival, InFlight
 from infi_edge.late import Written
 from infi_edge.preroll import PreRoll
@@ -29,7 +30,7 @@ from infi_edge.quiet import Quiet
 from infi_edge.served import Abandoned, Job
 from infi_edge.setups import Setup, capped
 from infi_edge.sinks.outlet import Outlet, size_bytes
-from infi_edge.status import Histogram, Minute, SourceStatus
+from infi_edge.status import Histogram, Minute, SourceStatus, learning_status
 from infi_edge.types import Action, Result, Sample
 
 log = logging.getLogger("infi_edge")
@@ -64,7 +65,8 @@ class Pipeline:
         state: Path,
         keep_pictures: bool = False,
     ) -> None:
-        """state: folder of snapshots. keep_pictures: keep the last input, for the page."""
+        """state: folder of snapshots and of what is learned. keep_pictures: keep the last input,
+        for the page."""
         self.name, self.state = name, state
         self.status = SourceStatus(name, frame_age_s=Histogram(AGE_BOUNDS_S))
         self.progress_s = time.monotonic()
@@ -82,6 +84,9 @@ class Pipeline:
         self._saved_s = time.monotonic()
         self._now_s: float | None = None
         self._loaded = False
+        self._seen_by: Gate | None = None
+        self._frozen = False
+        self._not_kept = ""
         self._quiet = Quiet()
         self._told: dict[str, float] = {}
         self._turn = threading.Condition(threading.RLock())
@@ -113,6 +118,24 @@ class Pipeline:
         """Send results elsewhere from now on."""
         self._outlets = list(outlets)  # at once: what was there may be closed next
 
+    def freeze(self, frozen: bool) -> None:
+        """Learn nothing for now: the machine is hot."""
+        self._frozen = frozen
+        learner = self._setup.gate.learner
+        if learner is not None:
+            learner.freeze(frozen)
+
+    def look(self) -> SourceStatus:
+        """Return the status, with what is learned as of now."""
+        gate, status = self._setup.gate, self.status
+        learner = gate.learner
+        if learner is None:
+            status.learning = None
+        else:
+            status.learning = learning_status(learner, self._frozen, self._not_kept)
+            self._promise()
+        return status
+
     def close(self) -> None:
         """Begin to stop."""
         self._closing.set()
@@ -137,6 +160,8 @@ class Pipeline:
                 self._error("internal", None, f"unexpected: {error!r}")
                 self._pause(next(waits))
         self._save()
+        with self._turn:
+            self._setup.gate.close()
         self.status.state = "ended" if self.error is None else "failing"
 
     def _pause(self, wait_s: float) -> None:
@@ -209,6 +234,7 @@ class Pipeline:
         filter_errors = gate.stats["filter_error"]
         try:
             arrival.look = look = gate.look(sample)
+            self._seen_by = gate
             step = gate.decide(look, self._flight.steps())
             while step is None:
                 self._flight.wait_for_next(self._waiting)
@@ -403,7 +429,7 @@ class Pipeline:
 
     def _degrade(self, how: str) -> None:
         self.status.degraded = how
-        self.status.promise = f"suspended while {how.partition(':')[0]}"
+        self._promise()
         self._degraded_until_s = time.monotonic() + DEGRADED_S
         if self._tell("over budget"):
             log.warning("%s: %s; what is promised is suspended meanwhile", self.name, how)
@@ -411,7 +437,7 @@ class Pipeline:
     def _recover(self) -> None:
         if self.status.degraded and time.monotonic() >= self._degraded_until_s:
             self.status.degraded = ""
-            self._point(self.status.points[self.status.chosen])
+            self._promise()
 
     def _count_quiet(self, result: Result, wanted: bool) -> None:
         status, gate, quiet = self.status, self._setup.gate, self._quiet
@@ -510,12 +536,16 @@ class Pipeline:
         status.modality, status.model = manifest.modality, setup.client.served.name
         status.bundle, status.task = Path(config.filter).name, manifest.workload.task
         status.enabled = gate.enabled
-        status.points = list(manifest.calibration.points)
+        learner = gate.learner
+        status.points = [] if learner is not None else list(manifest.calibration.points)
         status.confidence = manifest.calibration.confidence
+        if learner is not None:
+            learner.freeze(self._frozen)
         quiet_s = manifest.trained_on.get("longest_quiet_s", 0.0)
         if isinstance(quiet_s, (int, float)):
             self._quiet.longest_s = max(self._quiet.longest_s, float(quiet_s))
         self._setup = setup
+        self.look()
         self._point(setup.point)
         task = gate.task
         can_skip = getattr(task, "can_skip", True)
@@ -527,18 +557,36 @@ class Pipeline:
         )
 
     def _point(self, point: OperatingPoint) -> None:
+        if self.status.points:
+            self.status.chosen = self.status.points.index(point)
+        self._promise()
+
+    def _promise(self) -> None:
+        """Say what holds now."""
         status = self.status
-        status.chosen = status.points.index(point)
-        status.promise = (
-            f"{point.measure} of {point.target:g} ({point.kind})"
-            if status.enabled
-            else "everything is inferred"
-        )
+        learning, target = status.learning, status.target
+        if status.degraded:
+            status.promise = f"suspended while {status.degraded.partition(':')[0]}"
+        elif not status.enabled:
+            status.promise = "everything is inferred"
+        elif learning is not None:
+            live = learning.accuracy
+            known = f", live {live.estimate:.3f} (at least {live.low:.3f})" if live else ""
+            passes = f"; everything is inferred: {learning.opened_for}" if learning.open else ""
+            status.promise = f"accuracy of {learning.target:g}, learned in service{known}{passes}"
+        elif target is not None:
+            kind = status.points[status.chosen].kind
+            status.promise = f"{target[0]} of {target[1]:g} ({kind})"
 
     def _swap(self, setup: Setup) -> None:
         old = self._setup
-        if old.identity == setup.identity:
+        if old.identity == setup.identity and old.learning == setup.learning:
             setup.gate.take_over(old.gate)
+            if self._seen_by is old.gate:
+                self._seen_by = setup.gate
+        else:  # another learner goes on from what this one keeps
+            old.gate.close()
+            self._loaded, self._not_kept = self._loaded and setup.gate.learner is None, ""
         tracker = self._tracker
         if self._away is not None and not self._away.goes_on(setup):
             self._close_away()
@@ -552,7 +600,7 @@ class Pipeline:
 
     def _enable(self, enabled: bool) -> None:
         self._setup.gate.enabled = self.status.enabled = enabled
-        self._point(self.status.points[self.status.chosen])
+        self._promise()
         log.info("%s: filtering is %s", self.name, "on" if enabled else "off")
 
     def _choose(self, point: OperatingPoint) -> None:
@@ -562,7 +610,7 @@ class Pipeline:
         self._point(point)
         log.info("%s: %s is in force", self.name, self.status.promise)
 
-    # The cache on disk.
+    # The cache on disk, or what is learned.
 
     def _snapshot_path(self) -> Path | None:
         return self.state / f"{self.name}.cache" if self._setup.config.cache.snapshot else None
@@ -572,6 +620,9 @@ class Pipeline:
         if remote is not None and not remote.is_known:
             return  # whose answers they are is not known yet
         self._loaded = True
+        if self._setup.gate.learner is not None:
+            self._keep(self._setup.gate, now_s)
+            return
         path = self._snapshot_path()
         if path is None or not path.exists():
             return
@@ -580,6 +631,20 @@ class Pipeline:
             log.info("%s: %d answers loaded from %s", self.name, count, path)
         except BundleError as error:
             log.warning("%s: cache snapshot not used: %s", self.name, error)
+
+    def _keep(self, gate: Gate, now_s: float) -> None:
+        """Go on from what was learned before, and keep what is learned from now on. Where it cannot
+        be kept, the gate learns all the same."""
+        assert gate.learner is not None
+        try:
+            keeper = self._setup.keeper(gate.learner, self.state / f"{self.name}.learned")
+        except ConfigError as error:
+            self._not_kept = f"{error}; what is learned is not kept"
+            log.error("%s: %s", self.name, self._not_kept)
+            return
+        if self._seen_by is gate:  # a gate restores before its first input: this one has had it
+            keeper.restore(now_s)
+        gate.learner.keeper = keeper
 
     def _save_now_and_then(self) -> None:
         if time.monotonic() - self._saved_s > SNAPSHOT_EVERY_S:

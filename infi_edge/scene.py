@@ -67,6 +67,7 @@ class SceneWatch:
             step = np.float32(FOLLOW_PER_S * max(now_s - self._seen_s, 0.0))
             reference += np.maximum(np.minimum(cells - reference, step), -step)
         self._seen_s = now_s
+        self._until_s = min(self._until_s, now_s + SETTLE_S)  # a clock may jump back
         if now_s >= self._until_s or self._passes < 1.0:
             return False
         self._passes -= 1.0

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from infi_edge.bundle import OperatingPoint
+from infi_edge.learning.audit import Bounded
+from infi_edge.learning.learner import Change, Learner
 from infi_edge.tasks import Value
 from infi_edge.types import Image
 
@@ -60,6 +62,61 @@ class Minute:
     model_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class LearningStatus:
+    """What a source has learned in service, since it first began.
+
+    open: whether everything is inferred, and opened_for: why, or empty. frozen: nothing is fitted,
+    the machine is hot. inputs: all; remembered: inferred ones that it learns from.
+    audited: filtered inputs that were inferred all the same; audit_errors: those whose answer would
+    have been wrong. failed_open: how often it has opened after it had closed.
+    accuracy, recall: of what was delivered, live, with their bounds at `confidence`; None before
+    the first audit, and recall where nobody can tell what is wanted.
+    cpu_s: of all fits since the start of the daemon.
+    sentence: why it is not kept on the disk, or empty. changes: the last ones, the oldest first.
+    """
+
+    target: float
+    confidence: float
+    open: bool
+    opened_for: str
+    frozen: bool
+    inputs: int
+    remembered: int
+    fits: int
+    audited: int
+    audit_errors: int
+    failed_open: int
+    accuracy: Bounded | None
+    recall: Bounded | None
+    cpu_s: float
+    sentence: str
+    changes: tuple[Change, ...]
+
+
+def learning_status(learner: Learner, frozen: bool, sentence: str) -> LearningStatus:
+    """Look at a learner, from any thread. sentence: why its state is not kept, or empty."""
+    counts = learner.counts
+    return LearningStatus(
+        target=learner.target_accuracy,
+        confidence=learner.settings.confidence,
+        open=learner.opened_for is not None,
+        opened_for=learner.opened_for or "",
+        frozen=frozen,
+        inputs=counts["inputs"],
+        remembered=len(learner.memory),
+        fits=counts["fits"],
+        audited=counts["audited"],
+        audit_errors=counts["audit_wrong"],
+        failed_open=counts["failed_open"],
+        accuracy=learner.live_bounds,
+        recall=learner.recall if counts["audited"] else None,
+        cpu_s=learner.learn_cpu_s,
+        sentence=sentence,
+        changes=tuple(learner.changes),
+    )
+
+
 @dataclass(slots=True)
 class SourceStatus:
     """One source now. The daemon's own object, written by the source's thread, read by any.
@@ -69,6 +126,7 @@ class SourceStatus:
     sentence: what is wrong with it now. frame_age_s: of inputs when their decision was made.
     promise: what the thresholds hold, or why they are suspended. bundle: its file's name.
     points: the bundle's table; chosen: the row in force; confidence: of the rows' bounds.
+    learning: of a source that learns, which has no table to choose from.
     longest_quiet_s: see `quiet_alarm`.
     model_saved_s: what the filtered inputs would have cost at the model's mean.
     bytes_saved: of inputs not sent off the device.
@@ -92,6 +150,7 @@ class SourceStatus:
     points: list[OperatingPoint] = field(default_factory=list)
     chosen: int = 0
     confidence: float | None = None
+    learning: LearningStatus | None = None
     counts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -133,6 +192,16 @@ class SourceStatus:
         """Share of inputs that were not inferred."""
         inputs = self.inputs
         return 1.0 - self.counts["infer"] / inputs if inputs else None
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """The measure and the target in force, if there is one."""
+        if self.learning is not None:
+            return "accuracy", self.learning.target
+        if not 0 <= self.chosen < len(self.points):
+            return None
+        point = self.points[self.chosen]
+        return point.measure, point.target
 
     def note_jpeg(self, data: object) -> None:
         """Count an input that a filter or a server has answered, if it is a JPEG."""
@@ -232,7 +301,7 @@ class Control(Protocol):
     def set_target(self, source: str, measure: str, target: float) -> OperatingPoint:
         """Choose the row of the bundle's table for `accuracy` or `recall`; return it.
 
-        Raises ConfigError for an unknown source, or if the table has no such row.
+        Raises ConfigError for an unknown source, one that learns, or if the table has no such row.
         """
 
     def picture(self, source: str) -> Image | None:

@@ -61,6 +61,8 @@ class Result:
     scene changes, inputs pass through. degraded: over budget, or the server away: an old answer or
     another model's. late: answered after later inputs, once the server was there again.
     before: the inputs kept from before this one (the pre-roll), where the gate has just opened.
+    Of a gate that learns: audited: it would have been filtered and was inferred all the same.
+    live_accuracy, live_bound: the live estimate and its low bound; None without an audit yet.
     """
 
     value: Any
@@ -78,4 +80,7 @@ class Result:
     scene_change: bool = False
     degraded: bool = False
     late: bool = False
+    audited: bool = False
+    live_accuracy: float | None = None
+    live_bound: float | None = None
     before: tuple[Sample, ...] = field(default=(), repr=False)

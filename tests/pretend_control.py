@@ -12,8 +12,17 @@ import numpy as np
 
 from infi_edge.bundle import OperatingPoint
 from infi_edge.errors import ConfigError
+from infi_edge.learning.audit import Bounded
+from infi_edge.learning.learner import Change
 from infi_edge.policy import Knobs
-from infi_edge.status import Histogram, Minute, SinkStatus, SourceStatus, Status
+from infi_edge.status import (
+    Histogram,
+    LearningStatus,
+    Minute,
+    SinkStatus,
+    SourceStatus,
+    Status,
+)
 from infi_edge.types import Image
 
 
@@ -105,6 +114,33 @@ def source(name: str = "yard") -> SourceStatus:
         longest_quiet_s=1800.0,
         history=minutes(400),
     )
+
+
+def learning(**more: object) -> LearningStatus:
+    """What a source has learned since yesterday; it has been opened once."""
+    usual: dict[str, object] = {
+        "target": 0.95,
+        "confidence": 0.95,
+        "open": False,
+        "opened_for": "",
+        "frozen": False,
+        "inputs": 412_000,
+        "remembered": 400,
+        "fits": 61,
+        "audited": 3_950,
+        "audit_errors": 118,
+        "failed_open": 1,
+        "accuracy": Bounded(0.971, 0.962, 0.979),
+        "recall": Bounded(0.934, 0.901, 0.958),
+        "cpu_s": 12.4,
+        "sentence": "",
+        "changes": (
+            Change(412, "closed after learning"),
+            Change(201_000, "opened: the scene changes"),
+            Change(201_060, "closed after the scene changes"),
+        ),
+    }
+    return LearningStatus(**{**usual, **more})  # type: ignore[arg-type]
 
 
 class PretendControl:

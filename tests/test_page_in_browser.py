@@ -17,7 +17,7 @@ from infi_edge.errors import ConfigError
 from infi_edge.status import SinkStatus, SourceStatus
 from infi_edge.web.server import WebServer
 from tests.conftest import ROOT
-from tests.pretend_control import PretendControl
+from tests.pretend_control import PretendControl, learning
 from tests.web_client import until
 
 selenium = pytest.importorskip("selenium", reason="selenium is not here; pip install selenium")
@@ -137,6 +137,57 @@ def site(control: PretendControl) -> Iterator[WebServer]:
     server.start()
     yield server
     server.close()
+
+
+def learns(control: PretendControl, **more: object) -> None:
+    """Make a source one that learns in service."""
+    source = control.current.sources[0]
+    source.points, source.learning = [], learning(**more)
+    source.bundle, source.promise = "", "accuracy of 0.95, learned in service"
+
+
+def test_a_source_that_learns_shows_how_well_it_does_and_what_happened(
+    page: Page, site: WebServer, control: PretendControl
+) -> None:
+    learns(control)
+    page.open(site.address)
+    for text, name in (
+        ("97.1 %", "live"),
+        ("96.2 % to 97.9 % at 95 % confidence, target 95 %", "live-bound"),
+        ("93.4 % (90.1 % to 95.8 %)", "live-recall"),
+        ("400 inferred ones", "remembered"),
+        ("3,950, 118 of them wrong", "audited"),
+        ("once", "failed-open"),
+        ("filters", "learned-state"),
+        ("set in the configuration", "target-fixed"),
+    ):
+        assert page.shows(text, name, "yard"), name
+    changes = page.part("changes", "yard").text.split("\n")
+    assert changes[0] == "closed after the scene changes after 201,060 inputs"
+    assert not page.part("form", "yard").is_displayed()
+    assert not page.part("no-points", "yard").is_displayed()
+    assert not page.part("learned", "hum").is_displayed()
+    control.current.sources[0].learning = learning(open=True, opened_for="below the target")
+    assert page.shows("open: below the target, all is inferred", "learned-state", "yard")
+    unkept = "/state/yard.learned is in use by another process"
+    control.current.sources[0].learning = learning(sentence=unkept, accuracy=None, recall=None)
+    assert page.shows(unkept, "not-kept", "yard")
+    assert page.shows("no audit yet", "live-bound", "yard")
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_learned_fits_every_screen(
+    page: Page, site: WebServer, control: PretendControl, size: str, scheme: str
+) -> None:
+    learns(control)
+    page.resize(size, scheme)
+    page.open(site.address)
+    assert page.shows("97.1 %", "live", "yard")
+    page.script("arguments[0].scrollIntoView()", page.part("learned", "yard"))
+    page.save(f"learned-{size}-{scheme}")
+    assert page.script("return document.documentElement.scrollWidth - innerWidth") <= 0
 
 
 def test_the_page_shows_how_the_sources_do(page: Page, site: WebServer) -> None:

@@ -20,6 +20,7 @@ from infi_edge.learning.start import from_filter, from_nothing
 from infi_edge.learning.worker import Background
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import ImageSpec, Spec, TextSpec, VideoSpec
+from infi_edge.preprocess.spec import spec_class
 from infi_edge.tasks import SameRule, Task
 from infi_edge.workload import find_labels, is_callable_name, model_identity
 
@@ -52,6 +53,8 @@ def blank_filter(
                 "AudioSpec, MotionSpec or FeaturesSpec of infi_edge.preprocess)"
             )
         preprocess = USUAL[modality]()
+    if not isinstance(preprocess, spec_class(modality)):
+        raise ConfigError(f"preprocess= is {type(preprocess).__name__}, which is not of {modality}")
     problem = preprocess.problem()
     if problem is not None:
         raise ConfigError(f"preprocess= has an impossible {problem}")

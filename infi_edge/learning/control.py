@@ -18,14 +18,22 @@ DECAY = 0.97
 """By which an answer counts less with each later one: logits of older metrics mean less."""
 PRIOR = 8.0
 LEAST_RECORDS, LEAST_SEEN = 5, 10
-MARGIN = 0.6
+MARGIN = 0.4
 """The share of the allowed errors that is planned for; the rest is for what the plan misses."""
+HEAVIEST = 5.0
 LOOSEST = 0.5
 FIRST_CAP, LARGEST_CAP = 2.0, 150.0
+REACH = 60.0
+"""The cap's limit at first, times the root of the allowed share: one change that is missed makes
+as many wrong answers as the cap lets pass."""
+WIDEN = 1.5
+"""By which the limit grows with each long stretch in which the target held."""
 SLOW_START = 0.5
 """The cap is doubled up to this many inputs per percent of allowed errors, then only crept."""
 CREEP = 0.5
 CUT = 0.5
+AT_CAP = 2.0
+"""Times the allowed share that may be wrong at the cap: answers go wrong late, not early."""
 
 
 class Control:
@@ -38,10 +46,14 @@ class Control:
         self.allowed = allowed
         self.slope, self.offset = 1.0, 0.0
         self.threshold = allowed
-        self.cap = FIRST_CAP
+        self.cap, self.limit = FIRST_CAP, self._first_limit
         self._starting = True
         self._records: deque[tuple[float, float, float]] = deque(maxlen=RECORDS)
         self._seen: deque[float] = deque(maxlen=RECORDS)
+
+    @property
+    def _first_limit(self) -> float:
+        return min(max(REACH * math.sqrt(self.allowed), 1.0), LARGEST_CAP)
 
     @property
     def max_since_inference(self) -> int:
@@ -52,32 +64,36 @@ class Control:
         """Note the recalibrated p of an input that was decided on."""
         self._seen.append(self._raw(p_changed))
 
+    def begin(self, threshold: float, cap: float) -> None:
+        """Begin with what a calibration has found."""
+        self.threshold, self.cap = threshold, cap
+        self.limit, self._starting = max(cap, self._first_limit), False
+
     def restart(self) -> None:
         """Begin anew with small steps; what is known of p stays."""
-        self.cap, self._starting = FIRST_CAP, True
+        self.cap, self.limit, self._starting = FIRST_CAP, self._first_limit, True
 
-    def forget(self) -> None:
-        """Drop what is known of p: another metric, another scene."""
-        self._records.clear()
-        self.slope, self.offset = 1.0, 0.0
+    def widen(self) -> None:
+        """The target has held for long: the cap may grow further."""
+        self.limit = min(self.limit * WIDEN, LARGEST_CAP)
 
     def learn(self, p_changed: float, wrong: bool, probability: float) -> None:
         """Take what the model said of an input that would have been answered at p_changed.
 
         probability: with which it was inferred.
         """
-        self._records.append((self._raw(p_changed), float(wrong), 1.0 / probability))
+        self._records.append((self._raw(p_changed), float(wrong), min(1.0 / probability, HEAVIEST)))
 
     def at_cap(self, wrong: bool) -> None:
         """Take what the model said of an input that was inferred for the cap alone: it grows while
         answers of that age are right."""
         if not self._starting:
-            step = CREEP * (min(2 * self.allowed, 0.3) - wrong)
-            self.cap = min(max(self.cap * math.exp(step), 1.0), LARGEST_CAP)
+            step = CREEP * (min(AT_CAP * self.allowed, 0.3) - wrong)
+            self.cap = min(max(self.cap * math.exp(step), 1.0), self.limit)
             return
         if self.cap >= SLOW_START * 100 * self.allowed or wrong:
             self._starting = False
-        self.cap = max(self.cap / 2, 1.0) if wrong else min(self.cap * 2, LARGEST_CAP)
+        self.cap = max(self.cap / 2, 1.0) if wrong else min(self.cap * 2, self.limit)
 
     def missed(self) -> None:
         """An audit has found a wrong answer below the cap."""
@@ -106,6 +122,7 @@ class Control:
             "offset": self.offset,
             "threshold": self.threshold,
             "cap": self.cap,
+            "limit": self.limit,
             "starting": self._starting,
             "records": [list(r) for r in self._records],
             "seen": list(self._seen),
@@ -113,17 +130,17 @@ class Control:
 
     def restore(self, raw: dict[str, object]) -> None:
         """Go on from `as_dict`. Raises ValueError, KeyError or TypeError on nonsense."""
-        names = ("slope", "offset", "threshold", "cap")
+        names = ("slope", "offset", "threshold", "cap", "limit")
         numbers = [float(raw[name]) for name in names]  # type: ignore[arg-type]
         records = np.array(raw["records"], np.float64).reshape(-1, 3)
         seen = np.array(raw["seen"], np.float64).ravel()
         if not all(np.isfinite(a).all() for a in (np.array(numbers), records, seen)):
             raise ValueError("not finite")
-        slope, offset, threshold, cap = numbers
-        if not (slope > 0 and 0 <= threshold <= LOOSEST and 1 <= cap <= LARGEST_CAP):
+        slope, offset, threshold, cap, limit = numbers
+        if not (slope > 0 and 0 <= threshold <= LOOSEST and 1 <= cap <= limit <= LARGEST_CAP):
             raise ValueError("out of range")
         self.slope, self.offset, self.threshold, self.cap = slope, offset, threshold, cap
-        self._starting = bool(raw["starting"])
+        self.limit, self._starting = limit, bool(raw["starting"])
         self._records.extend((float(z), float(y), float(w)) for z, y, w in records)
         self._seen.extend(seen.tolist())
 

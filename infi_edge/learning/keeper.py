@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("infi_edge")
 
-EVERY_S = 60.0
+EVERY_S, IDLE_EVERY_S = 60.0, 600.0
+"""Between saves, where there were fits and where there were none: cards wear."""
+UNKNOWN_PAUSE_S = 86_400.0
 
 
 class Keeper:
-    """Loads a state at the start and saves it every minute, if something was learned."""
+    """Loads a state at the start, and saves it every minute in which something was learned."""
 
     def __init__(
         self, folder: Path, identity: str, facts: dict[str, Any], learner: Learner
@@ -31,33 +33,38 @@ class Keeper:
         self._folder = StateFolder(folder, identity)
         self._facts, self._learner = facts, learner
         self._saved_s = time.monotonic()
-        self._saved_inputs = 0
+        self._saved_fits = 0
         self._thread: threading.Thread | None = None
         self.path = folder
         self.restored = False
 
     def restore(self, now_s: float) -> None:
         """Go on where the saved state stands, if there is a usable one. now_s: stream time."""
-        saved = self._folder.load()
-        if saved is None:
-            return
-        pause_s = max(time.time() - saved.saved_at_unix_s, 0.0)
-        try:
-            self._learner.restore(saved.manifest["state"], saved.arrays, now_s - pause_s)
+        for load in (self._folder.load, self._folder.load_good):
+            saved = load()
+            if saved is None:
+                continue
+            # A clock behind that of the save (no battery, no network yet) says nothing of the age.
+            pause_s = time.time() - saved.saved_at_unix_s
+            pause_s = UNKNOWN_PAUSE_S if pause_s < 0 else pause_s
+            try:
+                self._learner.restore(saved.manifest["state"], saved.arrays, now_s - pause_s)
+            except Exception as error:  # whatever a file holds, the gate goes on
+                log.warning("%s cannot be gone on from: %r", self.path, error)
+                continue
             self.restored = True
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            log.warning(
-                "%s cannot be gone on from (%s: %s); it is learned anew",
-                self.path, type(error).__name__, error,
-            )  # fmt: skip
+            self._saved_fits = self._learner.counts["fits"]
+            return
 
     def tick(self, now_s: float) -> None:
         """Save if it is time to; returns at once. now_s: stream time."""
-        if time.monotonic() - self._saved_s < EVERY_S:
+        fits = self._learner.counts["fits"]
+        every_s = IDLE_EVERY_S if fits == self._saved_fits else EVERY_S
+        if time.monotonic() - self._saved_s < every_s:
             return
         if self._thread is not None and self._thread.is_alive():
             return
-        self._saved_s = time.monotonic()
+        self._saved_s, self._saved_fits = time.monotonic(), fits
         state, arrays, good = self._snapshot(now_s)
         self._thread = threading.Thread(
             target=self._write, args=(state, arrays, good), name="keep", daemon=True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,13 +33,18 @@ from infi_edge.types import Action, Decision
 
 log = logging.getLogger("infi_edge")
 
-PREFER_LAST = 1.5
+PREFER_LAST = 1.0
 """Nats by which an older answer must be likelier than the last one."""
 FIRST_TRIAL, TRIAL, LONGEST_TRIAL = 8, 20, 1280
 """Inputs of a shadow in which the target must hold before the gate closes: at first, after it has
 failed open, and after it has done so again and again."""
 SURPRISED = 2
 """Inferences after which a wrong answer brings a fit at once."""
+HUNTED, HUNTED_OF = 8, 10
+"""Wrong ones of so many inputs at the cap."""
+HELD = 1000
+"""Inputs in which the target held, after which past failures are forgotten."""
+TELL_AGAIN_S = 60.0
 CHANGES_KEPT = 20
 LEARNING = "learning"
 Kind = Literal["open", "need", "cap", "audit"]
@@ -112,12 +118,18 @@ class Learner:
         self._skip_most = self._skip_threshold = start.skip_threshold
         self._trial_length = FIRST_TRIAL
         self._trial: deque[bool] = deque(maxlen=LONGEST_TRIAL)
+        self._at_cap: deque[bool] = deque(maxlen=HUNTED_OF)
+        self._told_why, self._told_s = "", 0.0
         self.policy = Policy(Knobs(), None, ReuseCache(1, 1), same, task.empty)
         self._shadow: Policy | None = None
         if start.metric is not None:
-            self.control.threshold, self.control.cap = start.threshold, start.cap
-            self.control.at_cap(False)
+            self.control.begin(start.threshold, start.cap)
             self._adopt(start.metric)
+            self.opened_for = None
+        elif start.skip_threshold is not None:  # a filter that skips: it can begin at once
+            self.policy.knobs = msgspec.structs.replace(
+                self._caps, skip_threshold=start.skip_threshold
+            )
             self.opened_for = None
 
     # What the gate asks.
@@ -195,9 +207,9 @@ class Learner:
             self.keeper.tick(now_s)
 
     def fail(self) -> None:
-        """An input that was to be inferred has no answer."""
+        """An input that was to be inferred has no answer: nothing was delivered."""
         self._count()
-        self._needed_one(None)
+        self.counts["failed"] += 1
 
     def freeze(self, frozen: bool) -> None:
         """Fit nothing while the machine is hot; what was learned goes on to decide."""
@@ -213,6 +225,11 @@ class Learner:
         """With which an input that could be filtered is inferred all the same."""
         settled = self._since_closed >= self.settings.settle
         return self.settings.audit_settled if settled else self.settings.audit
+
+    @property
+    def live_bounds(self) -> Bounded | None:
+        """Live accuracy as of the last inference; None before there was an audit."""
+        return self.bounds if self.counts["audited"] else None
 
     @property
     def recall(self) -> Bounded | None:
@@ -282,6 +299,8 @@ class Learner:
             LiveAccuracy.from_dict(state["live"]),
             LiveAccuracy.from_dict(state["recent"]),
         )
+        if not isinstance(state["counts"], dict):
+            raise ValueError("counts")
         counts = Counter({str(k): int(v) for k, v in state["counts"].items()})
         changes = [Change(int(n), str(what)) for n, what in state["changes"]]
         opened_for = state["opened_for"]
@@ -289,6 +308,8 @@ class Learner:
             raise ValueError("opened_for")
         skip = state["skip_threshold"]
         since_closed, trial = int(state["since_closed"]), int(state["trial_length"])
+        if since_closed < 0 or not FIRST_TRIAL <= trial <= LONGEST_TRIAL:
+            raise ValueError("an impossible trial")
         if float(state["target_accuracy"]) != self.target_accuracy:
             control.restart()  # what was right for another target is only where to begin
             control.threshold = min(control.threshold, self.allowed)
@@ -322,10 +343,25 @@ class Learner:
         return Asked(kind, 1.0, found.value, found.p_changed)
 
     def _look_up(self, policy: Policy, embedding: np.ndarray, now_s: float) -> Answer | None:
-        return policy.look_up(embedding, now_s) if len(policy.cache) else None
+        if policy.head is None or not len(policy.cache):
+            return None
+        return policy.look_up(embedding, now_s)
 
     def _grade(self, asked: Asked, value: Value, wanted: bool | None) -> None:
-        wrong = asked.is_graded and self._is_wrong(asked.skip, asked.value, value)
+        try:
+            wrong = asked.is_graded and self._is_wrong(asked.skip, asked.value, value)
+        except Exception:  # a user's own rule: what cannot be compared does not count as right
+            self._count_answer(asked, True, wanted)
+            raise
+        self._count_answer(asked, wrong, wanted)
+        self._steer(asked, wrong)
+        self._surprised |= wrong
+        if asked.kind == "audit" and wrong:
+            self._open_if_missed()
+        elif asked.kind == "cap":
+            self._open_if_hunted(wrong)
+
+    def _count_answer(self, asked: Asked, wrong: bool, wanted: bool | None) -> None:
         if asked.kind == "audit":
             self.live.audited(asked.probability, wrong, wanted)
             self.recent.audited(asked.probability, wrong, wanted)
@@ -334,10 +370,6 @@ class Learner:
             self.counts["audit_wrong"] += wrong
         else:
             self._needed_one(wanted)
-        self._steer(asked, wrong)
-        self._surprised |= wrong
-        if asked.kind == "audit" and wrong:
-            self._open_if_missed()
 
     def _is_wrong(self, skip: bool, would: Value, value: Value) -> bool:
         return not (self._task.is_redundant(value) if skip else self._same(would, value))
@@ -374,15 +406,29 @@ class Learner:
                 self.counts["rolled_back"] += 1
             self._open("below the target", log_it=True)
 
+    def _open_if_hunted(self, wrong: bool) -> None:
+        """Open if answers are wrong as soon as they are reused at all. A random audit cannot see
+        a stream that answers to the gate itself: an audited input is not filtered."""
+        self._at_cap.append(wrong)
+        if len(self._at_cap) == HUNTED_OF and sum(self._at_cap) >= HUNTED:
+            self._trial_length = min(max(self._trial_length, TRIAL) * 2, LONGEST_TRIAL)
+            self._open("answers change as soon as they are reused", log_it=True)
+
     # Open.
 
     def _open(self, why: str, log_it: bool) -> None:
         if log_it:
             self.counts["failed_open"] += 1
-            log.warning("the gate opens: %s; everything is inferred until the target holds", why)
+            now_s = time.monotonic()
+            if why != self._told_why or now_s - self._told_s > TELL_AGAIN_S:
+                self._told_why, self._told_s = why, now_s
+                log.warning(
+                    "the gate opens: %s; everything is inferred until the target holds", why
+                )
         self._note(f"opened: {why}")
         self.opened_for, self._shadow = why, None
         self._trial.clear()
+        self._at_cap.clear()
         self._fits_since_open = 0
         self.memory.all_in_shadow()
         self._start_shadow()
@@ -530,8 +576,9 @@ class Learner:
     def _count(self) -> None:
         self.counts["inputs"] += 1
         self._since_closed += self.opened_for is None
-        if self._since_closed == self.settings.settle:
+        if self.opened_for is None and self._since_closed % HELD == 0:
             self._trial_length = TRIAL
+            self.control.widen()
 
     def _note(self, what: str) -> None:
         self.changes.append(Change(self.counts["inputs"], what))

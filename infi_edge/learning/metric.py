@@ -20,6 +20,8 @@ HEAVIEST = 20.0
 HEADROOM = 1.0
 """Room in the embedding below and above what was seen, in ranges of it."""
 PAIRS_AT_ONCE = 50
+OLDEST_S = 3600.0
+"""Ages over an hour are all alike to a fit: a clock that jumps must not be what it is about."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +110,8 @@ def fit_metric(
     """
     first, second, shares = _pairs(len(sample.values), sample.probabilities, rng)
     y = _changed(sample.values, first, second, same, pause)
-    age_s = np.maximum(sample.times_s[second] - sample.times_s[first], 0.0).astype(np.float32)
+    age_s = np.clip(sample.times_s[second] - sample.times_s[first], 0.0, OLDEST_S)
+    age_s = age_s.astype(np.float32)
     difference = np.abs(sample.features[first] - sample.features[second])
     pause()
     columns = np.concatenate([difference, np.log1p(age_s)[:, None], age_s[:, None]], axis=1)

@@ -19,7 +19,7 @@ class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entries: int = 400
     max_bytes: int = 8 << 20
     warm_up: int = 12
-    refit_every: int = 10
+    refit_every: int = 8
     audit: float = 0.05
     audit_settled: float = 0.01
     settle: int = 400
@@ -31,8 +31,10 @@ class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Say what is impossible, or None."""
         if not 2 <= self.warm_up <= self.entries or self.refit_every < 1:
             return "warm_up is at least 2 and at most entries, refit_every at least 1"
-        if not 0.0 < self.audit_settled <= self.audit <= 1.0:
-            return "audit and audit_settled are shares over 0, the settled one not the larger"
+        if not 0.0 < self.audit_settled <= self.audit < 1.0:
+            return (
+                "audit and audit_settled are shares between 0 and 1, the settled one not the larger"
+            )
         if not 0.0 < self.confidence < 1.0 or not 0.0 < self.cpu_share <= 1.0:
             return "confidence and cpu_share are between 0 and 1"
         if self.max_bytes < 1 << 12 or self.settle < 0:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -106,7 +107,8 @@ class Background(Generic[T]):
 
     def _run(self) -> None:
         if hasattr(os, "setpriority"):  # on Linux a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
+            with suppress(OSError):  # where it may not be changed, the share must do
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
         while True:
             with self._changed:
                 while self._job is None and not self._closed:

@@ -299,15 +299,15 @@ class MqttSink:
 def state_record(source: SourceStatus) -> dict[str, Any]:
     """Return what is retained about a source, as a JSON object."""
     rate = source.filtering_rate
-    point = source.points[source.chosen] if source.points else None
+    measure, target = source.target or (None, None)
     return {
         "active": source.event_active,
         "value": source.last_value,
         "filtering_rate": None if rate is None else round(rate, 4),
         "state": source.state,
         "enabled": source.enabled,
-        "target": None if point is None else point.target,
-        "measure": None if point is None else point.measure,
+        "target": target,
+        "measure": measure,
     }
 
 

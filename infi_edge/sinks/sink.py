@@ -47,17 +47,24 @@ def result_record(result: Result) -> dict[str, Any]:
     optional = {
         "source": result.source or None,
         "at": result.at or None,
-        "score": None if result.score is None else round(result.score, 4),
-        "p_changed": None if result.p_changed is None else round(result.p_changed, 4),
-        "age_s": None if result.age_s is None else round(result.age_s, 4),
+        "score": _rounded(result.score),
+        "p_changed": _rounded(result.p_changed),
+        "age_s": _rounded(result.age_s),
         "distance": result.distance,
         "votes": result.votes,
         "scene_change": result.scene_change or None,
         "degraded": result.degraded or None,
         "late": result.late or None,
+        "audited": result.audited or None,
+        "live_accuracy": _rounded(result.live_accuracy),
+        "live_bound": _rounded(result.live_bound),
     }
     record.update({key: value for key, value in optional.items() if value is not None})
     return record
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)
 
 
 def event_record(event: Event) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _FILES = {
     "page.html": HTML,
     "page.js": _SCRIPT,
     "source.js": _SCRIPT,
+    "learned.js": _SCRIPT,
     "plot.js": _SCRIPT,
     "format.js": _SCRIPT,
     "page.css": "text/css; charset=utf-8",

@@ -1,6 +1,7 @@
 // One source's card: what it sees and decides, what that saves, what it promises.
 
 import { Parts, bytes, clock, count, lasted, make, share, significant, took, value } from "/format.js";
+import { showLearned } from "/learned.js";
 import { binned, drawPlots } from "/plot.js";
 
 const ACTIONS = { skip: "Skipped", reuse: "Reused", infer: "Inferred" };
@@ -96,6 +97,7 @@ export class SourceCard {
     this.showRates();
     this.showTimes();
     this.showTarget();
+    showLearned(parts, status.learning);
     if (pictures) this.showPicture();
   }
 
@@ -201,7 +203,8 @@ export class SourceCard {
     const now = points[status.chosen];
     parts.text("promise", status.promise);
     parts.show("form", points.length > 0);
-    parts.show("no-points", points.length === 0);
+    parts.show("no-points", points.length === 0 && !status.learning);
+    parts.show("target-fixed", Boolean(status.learning));
     if (points.length === 0) return;
     const measure = this.measure ?? (now ?? points[0]).measure;
     const rows = points.filter((point) => point.measure === measure);

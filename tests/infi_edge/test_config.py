@@ -410,7 +410,7 @@ def test_a_file_of_windows_is_read_and_its_lines_counted(path, refuses):
         ("[sources.yard]", '[sources.""]', "[sources.", "use letters, digits, - and _"),
         ('model = "m"', 'model = "n"', "model", r"names 'n', which is not in \[models\] \(m\)"),
         ("yard.infi", "absent.infi", "filter", "names absent.infi, which does not exist"),
-        ("yard.infi", "", "filter", "which does not exist; give the bundle"),
+        ("yard.infi", "", "[sources.yard]", "has no filter; add it, or learn = true with task"),
         ("camera:0", "absent.mp4", "address", "names absent.mp4, which does not exist; give a"),
         ("camera:0", "", "address", "names , which does not exist; give a file"),
         ("camera:0", "n" * 5000, "address", "which does not exist"),

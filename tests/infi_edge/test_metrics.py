@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infi_edge.metrics import MAX_CAUSES, Metrics, bounded
 from infi_edge.status import SourceStatus
-from tests.pretend_control import PretendControl
+from tests.pretend_control import PretendControl, learning
 
 
 def scraped(control: PretendControl) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -33,6 +33,43 @@ def value(control: PretendControl, name: str, **labels: str) -> float | None:
 @pytest.fixture
 def control() -> PretendControl:
     return PretendControl()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("live_accuracy", 0.971),
+        ("live_accuracy_low", 0.962),
+        ("live_accuracy_high", 0.979),
+        ("live_recall", 0.934),
+        ("live_recall_low", 0.901),
+        ("live_recall_high", 0.958),
+        ("audits_total", 3_950),
+        ("audit_errors_total", 118),
+        ("fits_total", 61),
+        ("failed_open_total", 1),
+        ("learn_cpu_seconds_total", 12.4),
+        ("gate_open", 0),
+        ("learning_frozen", 0),
+        ("remembered", 400),
+    ],
+)
+def test_what_is_learned_is_told_of_the_sources_that_learn(
+    control: PretendControl, name: str, expected: float
+) -> None:
+    control.current.sources[0].learning = learning()
+    assert value(control, name, source="yard") == expected
+    assert value(control, name, source="hum") is None
+
+
+def test_what_is_not_known_yet_of_what_is_learned_is_left_out(control: PretendControl) -> None:
+    unknown = learning(accuracy=None, recall=None, open=True)
+    control.current.sources[0].points, control.current.sources[0].learning = [], unknown
+    assert value(control, "live_accuracy", source="yard") is None
+    assert value(control, "live_recall_low", source="yard") is None
+    assert value(control, "gate_open", source="yard") == 1
+    assert value(control, "target_ratio", source="yard", measure="accuracy") == 0.95
+    assert value(control, "expected_filtering_ratio", source="yard") is None
 
 
 @pytest.mark.parametrize(

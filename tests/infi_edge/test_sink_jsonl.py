@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,20 @@ def test_results_events_and_errors_are_lines(tmp_path: Path) -> None:
     assert error == {"index": 7, "time_s": 1.5, "source": "yard", "error": "the model raised"}
     assert sink.counts["sent"] == 3
     sink.close()
+
+
+def test_what_a_gate_that_learns_knows_of_a_result_is_written_and_else_left_out(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "out.jsonl"
+    sink = JsonLines(path)
+    sink.write(result_of(1), SAMPLE)
+    learned = {"audited": True, "live_accuracy": 0.97126, "live_bound": 0.9}
+    sink.write(replace(result_of(2), **learned), SAMPLE)
+    sink.close()
+    usual, of_learner = lines_of(path)
+    assert not usual.keys() & learned.keys()
+    assert {k: of_learner[k] for k in learned} == {**learned, "live_accuracy": 0.9713}
 
 
 def test_a_number_that_is_none_is_null(tmp_path: Path) -> None:

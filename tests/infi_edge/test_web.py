@@ -35,6 +35,7 @@ def site(control: PretendControl) -> Iterator[WebServer]:
         ("/", "text/html"),
         ("/page.js", "text/javascript"),
         ("/source.js", "text/javascript"),
+        ("/learned.js", "text/javascript"),
         ("/plot.js", "text/javascript"),
         ("/format.js", "text/javascript"),
         ("/page.css", "text/css"),
