@@ -21,7 +21,7 @@ from converters.options import (
     workload_info,
 )
 from converters.partition_cli import split_command
-from converters.recordings import check_first, fit_spec, load_training_data
+from converters.recordings import SAMPLED, check_first, fit_spec, load_training_data
 from converters.table import check_length
 from converters.trained import TrainSettings
 from infi_edge import __version__
@@ -33,6 +33,7 @@ from infi_edge.cli import Bar, plugin_option, run_command
 from infi_edge.errors import ConfigError
 from infi_edge.evaluate import labelled
 from infi_edge.executors.headed import Headed
+from infi_edge.learning.sample import find_sample
 from infi_edge.options import (
     head_option,
     parse_settings,
@@ -130,17 +131,20 @@ def train_command(
     """Train on RECORDING (a file or a folder), calibrate, quantize, check, write.
 
     What `infi-edge record` has written knows its workload and has the answers: it needs no --model.
+    Nor does the sample of a gate that learns (sample_bytes): its state folder will do.
     """
     if kind == "light" and (classifier, network) != ("l1", "small"):
         raise ConfigError("--classifier and --network are of a network; leave out --kind light")
     for path in (output, report):
         if path is not None:
             check_output(path)
-    settings = parse_settings(preprocess)
+    settings, recording = parse_settings(preprocess), find_sample(recording)
+    recorded = recorded_manifest(recording)
+    sampled = recorded is not None and recorded.inferred_only
     front, features = open_head(head, options, modality, settings)
     if front is None or features is None:
         modality, spec = draft_spec(modality, recording, settings, rate_hz)
-        workload, identity = make_workload(options, modality, recorded_manifest(recording))
+        workload, identity = make_workload(options, modality, recorded)
         clip = open_recording(recording, rate_hz, spec)
     else:
         modality, spec = "features", features
@@ -157,11 +161,20 @@ def train_command(
     data = load_training_data(
         clip, truth, first, last, spec, Bar("reading the recording"), modality
     )
+    facts: dict[str, str | int | float] = {
+        "recording": Path(recording).name,
+        "content_sha256": clip.content_hash(),
+        "first_input": first,
+        "last_input": last - 1,
+    }
+    if not sampled:  # the stream's own
+        facts["rate_hz"] = clip.rate_hz
+    facts["seed"] = seed
     bars: dict[str, Bar] = {}
     fitted = fit.fit(
         data,
         [target],
-        workload_info(options, workload, identity, front),
+        workload_info(options, workload, identity, front, recorded),
         TrainSettings(
             mechanism,
             steps=steps,
@@ -171,22 +184,16 @@ def train_command(
             network=network,
         ),
         confidence,
-        {
-            "recording": Path(recording).name,
-            "content_sha256": clip.content_hash(),
-            "first_input": first,
-            "last_input": last - 1,
-            "rate_hz": clip.rate_hz,
-            "seed": seed,
-        },
+        facts,
         kinds=("light", "net") if kind == "best" else (kind,),  # type: ignore[arg-type]
+        certifies=not sampled,
         allow_pass_through=allow_pass_through,
         report=lambda what, done, total: bars.setdefault(what, Bar(what))(done, total),
     )
     write_bundle(output, fitted.bundle.manifest, fitted.bundle.members)
     if report is not None:
         _write_report(report, fitted)
-    for note in fitted.notes:
+    for note in [SAMPLED, *fitted.notes] if sampled else fitted.notes:
         click.echo(note, err=True)
     point = fitted.bundle.manifest.calibration.points[0]
     if point.filtering_rate == 0:

@@ -74,10 +74,12 @@ def fit(
     trained_on: dict[str, str | int | float],
     *,
     kinds: Sequence[Kind] = ("light", "net"),
+    certifies: bool = True,
     allow_pass_through: bool = False,
     report: Report = quiet,
 ) -> Fitted:
-    """Train, calibrate, choose and check. targets: the first is the user's own.
+    """Train, calibrate, choose and check. targets: the first is the user's own. certifies: try for
+    a guarantee.
 
     Raises ConfigError if nothing can be learned, or only a gate that filters nothing holds the
     target (unless allow_pass_through).
@@ -113,7 +115,7 @@ def fit(
             "confidence, or write that bundle with --allow-pass-through"
         )
     choices = monotone({t: choose(candidate.scores, t, confidence) for t in table})
-    proven = _prove(candidate, data, choice, confidence, report)
+    proven = _prove(candidate, data, choice, confidence, report) if certifies else None
     if proven is not None:
         candidate, choices[targets[0]] = proven
         notes.append(f"the {candidate.kind} filter was trained on the first half and certified")

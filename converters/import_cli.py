@@ -16,7 +16,7 @@ from converters.options import (
     workload_info,
 )
 from converters.quiet import quiet_stderr
-from converters.recordings import load_training_data
+from converters.recordings import SAMPLED, load_training_data
 from converters.scores import fit_steps, pair_scores
 from converters.stored import calibration_tensors, read_sides, stored_tensors
 from infi_edge.bundle import read_bundle, write_bundle
@@ -29,6 +29,7 @@ from infi_edge.evaluate import labelled
 from infi_edge.executors.headed import Headed
 from infi_edge.filter import InputFilter
 from infi_edge.gate import head_for
+from infi_edge.learning.sample import find_sample
 from infi_edge.options import (
     head_option,
     parse_settings,
@@ -173,10 +174,12 @@ def calibrate_command(
     for name in ("decoder", "task", "same"):  # a bundle that has a workload keeps what is not said
         if options[name] is None and info.task:
             options[name] = getattr(info, name)
-    rate_hz = rate_hz or trained_rate_hz(manifest)
+    rate_hz, source = rate_hz or trained_rate_hz(manifest), find_sample(source)
+    recorded = recorded_manifest(source)
+    sampled = recorded is not None and recorded.inferred_only
     front = head_for(manifest, head, allow=True)
     if front is None:
-        workload, identity = make_workload(options, manifest.modality, recorded_manifest(source))
+        workload, identity = make_workload(options, manifest.modality, recorded)
         recording = open_recording(source, rate_hz, spec)
     else:
         workload, identity = make_workload(options, "features", whole_input=front.input)
@@ -196,11 +199,12 @@ def calibrate_command(
         workload_info(options, workload, identity, front),
         confidence,
         {"on": Path(source).name, "first_input": first, "last_input": last - 1},
+        certifies=not sampled,
         allow_pass_through=allow_pass_through,
         report=lambda what, count, total: bars.setdefault(what, Bar(what))(count, total),
     )
     write_bundle(output, done.bundle.manifest, done.bundle.members)
-    for note in done.notes:
+    for note in [SAMPLED, *done.notes] if sampled else done.notes:
         click.echo(note, err=True)
     point = done.bundle.manifest.calibration.points[0]
     if point.filtering_rate == 0:

@@ -81,9 +81,16 @@ def check_output(path: str) -> None:
 
 
 def workload_info(
-    options: dict[str, str | None], workload: Workload, identity: str, head: Head | None = None
+    options: dict[str, str | None],
+    workload: Workload,
+    identity: str,
+    head: Head | None = None,
+    recorded: RecordingManifest | None = None,
 ) -> WorkloadInfo:
-    """What the bundle says of its workload."""
+    """What the bundle says of its workload. recorded: of a recording, which may be of features."""
+    head_identity = "" if head is None else head.identity
+    if head is None and recorded is not None and recorded.modality == "features":
+        head_identity = recorded.workload.head_identity
     return WorkloadInfo(
         model=Path(str(options["model"])).name,
         model_identity=identity,
@@ -91,7 +98,7 @@ def workload_info(
         task=workload.spec.task,
         same=workload.spec.same,
         labels=list(workload.spec.labels),
-        head_identity="" if head is None else head.identity,
+        head_identity=head_identity,
     )
 
 

@@ -52,10 +52,12 @@ def recalibrate(
     confidence: float,
     trained_on: dict[str, str | int | float],
     *,
+    certifies: bool = True,
     allow_pass_through: bool = False,
     report: Report = quiet,
 ) -> Recalibrated:
-    """Set the table of a bundle on a recording that its filter was not trained on.
+    """Set the table of a bundle on a recording that its filter was not trained on. certifies: try
+    for a guarantee.
 
     Raises ConfigError if the recording is too short, or only a gate that filters nothing holds the
     target (unless allow_pass_through).
@@ -68,7 +70,9 @@ def recalibrate(
     table = list(dict.fromkeys([target, *standard_targets(data.truth)]))
     scores = search(folds, table, mechanism, confidence, report, "calibrating")
     choices = monotone({t: choose(scores, t, confidence) for t in table})
-    proven = _prove(embedded, data.truth, choices[target], mechanism, confidence)
+    proven = None
+    if certifies:
+        proven = _prove(embedded, data.truth, choices[target], mechanism, confidence)
     if proven is not None:
         choices[target], final = proven
         notes.append("ordered on the first half of the recording and certified on the second")

@@ -16,6 +16,11 @@ Stretches = list[tuple[int, int]]
 """Half-open index ranges in stream order."""
 
 FITTED_ON = 256
+SAMPLED = (
+    "these are the inputs that a learning gate has inferred, no even share of its stream: what the "
+    "table expects is an estimate; see what the bundle does with infi-edge evaluate on a recording "
+    "of everything, or hold the target with infi-edge run --learn"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from infi_edge.errors import BundleError, ConfigError
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import Spec, parse_spec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_DIM = 4096
 
 

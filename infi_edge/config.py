@@ -527,6 +527,7 @@ _MAY_BE_ZERO = {
     "keep",
     "still_s",
     "settle",
+    "sample_bytes",
     "seed",
 }
 _MOST = {

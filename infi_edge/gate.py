@@ -27,6 +27,7 @@ from infi_edge.executors.remote import RemoteModel
 from infi_edge.filter import InputFilter
 from infi_edge.learning.begin import blank_filter, make_learner
 from infi_edge.learning.learner import Asked, Learner
+from infi_edge.learning.sample import NAME, InputSample, sample_manifest
 from infi_edge.learning.settings import LearnSettings
 from infi_edge.policy import Inference, Knobs, Policy
 from infi_edge.preprocess import ImageSpec, Spec
@@ -144,7 +145,8 @@ class Look:
     """One input as the filter sees it. features: the head's, of a partitioned model.
 
     decision: where there is nothing to decide (disabled, a filter error, the scene changes).
-    cheap: the features a gate learns from, of the `version` of its metric the embedding is of.
+    cheap: the features a gate learns from, of the `version` of its metric the embedding is of;
+    tensor: the filter's own input there.
     """
 
     sample: Sample
@@ -154,6 +156,7 @@ class Look:
     score: float | None = None
     cheap: np.ndarray | None = None
     version: int = 0
+    tensor: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -263,6 +266,7 @@ class Gate:
             knobs, input_filter.head, self.cache, self._workload.same, self._workload.task.empty
         )
         self.learner: Learner | None = None
+        self.sample: InputSample | None = None
         if mask and head is None and not isinstance(input_filter.spec, ImageSpec):
             raise ConfigError(f"masks are for single pictures, not for {manifest.modality}")
         self.enabled = enabled
@@ -280,16 +284,22 @@ class Gate:
         elif learns:
             if target_accuracy is None and point.measure != "accuracy":
                 raise ConfigError("what learns holds an accuracy: say which with target_accuracy=")
+            settings = learn if isinstance(learn, LearnSettings) else LearnSettings()
+            if settings.sample_bytes and state is None:
+                raise ConfigError("a sample is kept in a folder: name it with state=")
             self.learner = make_learner(
                 input_filter,
                 self._workload.task,
                 self._workload.same,
                 target_accuracy or point.target,
                 knobs,
-                learn if isinstance(learn, LearnSettings) else None,
+                settings,
                 cache_age_s,
                 None if state is None else Path(state),
             )
+            if state is not None and settings.sample_bytes:
+                about = sample_manifest(manifest)
+                self.sample = InputSample(Path(state) / NAME, about, settings.sample_bytes)
         if self.learner is not None and self.scene is None:
             self.scene = watch_for(input_filter.spec)
 
@@ -304,6 +314,8 @@ class Gate:
         have nothing to close."""
         if self.learner is not None:
             self.learner.close(self._seen_s)
+        if self.sample is not None:
+            self.sample.close()
 
     @property
     def task(self) -> Task:
@@ -395,6 +407,9 @@ class Gate:
         elif look.embedding is not None:
             self.policy.store(look.embedding, value, look.sample.time_s)
         self.stats[Action.INFER.value] += 1
+        if self.sample is not None and look.tensor is not None:
+            data = look.sample.data if look.features is None else look.features
+            self.sample.offer(look.sample.time_s, look.tensor, data, value)
         audited = step.asked is not None and step.asked.kind == "audit"
         return self._result(look.sample, step.decision, value, audited=audited)
 
@@ -431,6 +446,7 @@ class Gate:
         if self.learner is not None and other.learner is not None:
             self.learner.close()
             self.learner, self._seen_s = other.learner, other._seen_s
+            self.sample = other.sample
             self._go_on(self.learner)
             self._answered, self.scene = other._answered, other.scene
             return
@@ -479,7 +495,7 @@ class Gate:
         if not np.isfinite(cheap).all() or not (score is None or math.isfinite(score)):
             raise ValueError("the filter's features are not numbers")
         self._go_on(learner)
-        return Look(sample, features, None, embedding, score, cheap, learner.version)
+        return Look(sample, features, None, embedding, score, cheap, learner.version, tensor)
 
     def _go_on(self, learner: Learner) -> None:
         """Take what the learner has in force now."""

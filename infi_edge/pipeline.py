@@ -25,6 +25,7 @@ from infi_edge.executors.remote import LinkDown
 from infi_edge.gate import Gate
 from infi_edge.inflight import Arrival, InFlight
 from infi_edge.late import Written
+from infi_edge.learning.sample import LEARNED, SUFFIX
 from infi_edge.preroll import PreRoll
 from infi_edge.quiet import Quiet
 from infi_edge.served import Abandoned, Job
@@ -636,8 +637,9 @@ class Pipeline:
         """Go on from what was learned before, and keep what is learned from now on. Where it cannot
         be kept, the gate learns all the same."""
         assert gate.learner is not None
+        gate.sample = self._setup.sample(self.state / f"{self.name}{SUFFIX}")
         try:
-            keeper = self._setup.keeper(gate.learner, self.state / f"{self.name}.learned")
+            keeper = self._setup.keeper(gate.learner, self.state / f"{self.name}{LEARNED}")
         except ConfigError as error:
             self._not_kept = f"{error}; what is learned is not kept"
             log.error("%s: %s", self.name, self._not_kept)

@@ -17,10 +17,10 @@ import msgspec
 
 from infi_edge import __version__
 from infi_edge.bundle import WorkloadInfo
-from infi_edge.capture.address import GRAMMAR, open_source, public_address, scheme_of
+from infi_edge.capture.address import GRAMMAR, open_source, public_address
 from infi_edge.capture.mask import Mask
 from infi_edge.capture.recorded import FORMAT_VERSION, RecordingManifest
-from infi_edge.capture.recordings import draft_live_spec, draft_spec
+from infi_edge.capture.recordings import draft_source
 from infi_edge.config import Polygon, SourceConfig
 from infi_edge.errors import ConfigError
 from infi_edge.executors.endpoint import is_endpoint, parse_endpoint
@@ -45,8 +45,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 MIN_BYTES = 1_000_000
 REDUCED = "128x96"
 PICTURES = ("image", "video")
-_LIVE = dict.fromkeys(("iio", "i2c", "serial"), "motion") | {"microphone": "audio", "lines": "text"}
-"""What live sources give, by scheme; all others give pictures."""
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}  # fmt: skip
 
@@ -192,12 +190,7 @@ def _draft(
     rate_hz: float | None,
     reduced: tuple[int, int] | None,
 ) -> tuple[str, Spec]:
-    scheme = scheme_of(source)
-    if scheme is None:
-        modality, spec = draft_spec(modality, source, settings, rate_hz)
-    else:
-        modality = modality or _LIVE.get(scheme, "image")
-        spec = draft_live_spec(modality, settings, rate_hz)
+    modality, spec = draft_source(modality, source, settings, rate_hz)
     if reduced is None:
         return modality, spec
     if modality not in PICTURES:

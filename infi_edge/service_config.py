@@ -103,7 +103,9 @@ def _group(number: int) -> str:
 def _named(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (key, path) of every file that is read, as it is written."""
     for name, source in config.sources.items():
-        yield f"sources.{name}.filter", source.filter
+        for key, text in (("filter", source.filter), ("head", source.head)):
+            if text:  # a source that learns may do without a filter
+                yield f"sources.{name}.{key}", text
         if scheme_of(source.address) is None and (folder / source.address).exists():
             if not os.path.isabs(source.address):
                 raise ConfigError(
@@ -112,6 +114,8 @@ def _named(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
                 )
             yield f"sources.{name}.address", source.address
     for name, model in config.models.items():
+        if not model.path:  # it is on a server
+            continue
         if names_object(model.path) and not (folder / model.path).exists():
             yield from _module(f"models.{name}.path", model.path.partition(":")[0], folder)
         else:
@@ -125,7 +129,8 @@ def _named(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _secrets(config: Config) -> Iterator[tuple[str, str]]:
-    tables = {f"sinks.{name}": sink for name, sink in config.sinks.items()}
+    tables: dict[str, object] = {f"sinks.{name}": sink for name, sink in config.sinks.items()}
+    tables |= {f"models.{name}.offload": model.offload for name, model in config.models.items()}
     for at, table in {**tables, "web": config.web}.items():
         for key in ("password_file", "token_file", "ca_file", "cert_file", "key_file"):
             if text := getattr(table, key, None):

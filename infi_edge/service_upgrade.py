@@ -63,9 +63,13 @@ def _installed(place: Place, source: str | None) -> tuple[Record, Path, dict[str
     sources = load_config(folder / record.config).sources
     if source is not None and source not in sources:
         raise ConfigError(f"there is no source {source!r}; it is one of {', '.join(sources)}")
-    filters = {settings.filter for settings in sources.values()}
+    with_filter = {name: settings for name, settings in sources.items() if settings.filter}
+    if not with_filter or (source is not None and source not in with_filter):
+        name = source or next(iter(sources))
+        raise ConfigError(f"source {name} has no filter to upgrade; it learns its own")
+    filters = {settings.filter for settings in with_filter.values()}
     if source is None and len(filters) > 1:
-        raise ConfigError(f"say whose bundle with --source: {', '.join(sources)}")
+        raise ConfigError(f"say whose bundle with --source: {', '.join(with_filter)}")
     path = filters.pop() if source is None else sources[source].filter
     users = {name: settings for name, settings in sources.items() if settings.filter == path}
     return record, Path(path), users

@@ -12,9 +12,9 @@ import msgspec
 
 from infi_edge.budget import Allowance
 from infi_edge.bundle import Manifest, OperatingPoint, operating_point, parse_bundle
-from infi_edge.capture.address import public_address, scheme_of
+from infi_edge.capture.address import public_address
 from infi_edge.capture.mask import Mask
-from infi_edge.capture.recordings import draft_live_spec, draft_spec
+from infi_edge.capture.recordings import draft_source, live_modality
 from infi_edge.config import SourceConfig
 from infi_edge.errors import BundleError, ConfigError
 from infi_edge.executors.head import Head
@@ -24,12 +24,10 @@ from infi_edge.gate import Gate, check_model, check_remote, head_for, workload_s
 from infi_edge.learning.begin import blank_filter, identity_of, make_learner, state_facts
 from infi_edge.learning.keeper import Keeper
 from infi_edge.learning.learner import Learner
+from infi_edge.learning.sample import InputSample, sample_manifest
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import MotionSpec, Spec
 from infi_edge.served import ModelClient, ServedModel
-
-_LIVE = dict.fromkeys(("iio", "i2c", "serial"), "motion") | {"microphone": "audio", "lines": "text"}
-"""What live sources give, by scheme; all others give pictures."""
 
 
 def trained_rate_hz(manifest: Manifest) -> float | None:
@@ -110,6 +108,20 @@ class Setup:
             "masks": msgspec.to_builtins([config.masks, config.regions]),
         }
         return Keeper(folder, identity_of(facts), facts, learner)
+
+    def sample(self, folder: Path) -> InputSample | None:
+        """Return what keeps a sample of what is inferred, for training; None: nothing does."""
+        config, served = self.config, self.client.served
+        if not config.learn or not config.learning.sample_bytes:
+            return None
+        remote = served.remote
+        model = Path(served.config.path).name if remote is None else remote.endpoint.model
+        workload = msgspec.structs.replace(
+            self.manifest.workload, model=model, model_identity=served.identity
+        )
+        source = public_address(config.address)
+        manifest = sample_manifest(self.manifest, workload, source, config.masks)
+        return InputSample(folder, manifest, config.learning.sample_bytes)
 
     def equals(self, other: Setup) -> bool:
         """Whether another setup would decide just the same."""
@@ -217,18 +229,14 @@ def draft(config: SourceConfig) -> tuple[str, Spec]:
         key: value.split(",") if isinstance(value, str) and "," in value else value
         for key, value in config.preprocess.items()
     }
-    scheme = scheme_of(config.address)
-    if scheme is None:
-        return draft_spec(config.modality, config.address, settings, config.rate_hz)
-    modality = config.modality or _LIVE.get(scheme, "image")
-    rate_hz = config.rate_hz
-    if modality == "motion":
+    rate_hz, live = config.rate_hz, live_modality(config.address)
+    if live is not None and (config.modality or live) == "motion":
         rate_hz = rate_hz or config.imu.rate_hz
         if config.imu.channels:
             settings = {"channels": list(config.imu.channels), **settings}
         if "channels" not in settings or not (rate_hz or settings.get("rate_hz")):
             raise ConfigError("what of the sensor? Give imu.rate_hz and preprocess.channels")
-    return modality, draft_live_spec(modality, settings, rate_hz)
+    return draft_source(config.modality, config.address, settings, rate_hz)
 
 
 def _learner(

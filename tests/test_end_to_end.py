@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_bundle_byte_for_byte(
     )
     assert done.returncode == 0, done.stderr
     assert again.read_bytes() == toy_bundle.read_bytes()
-    assert json.loads((tmp_path / "r.json").read_text())["manifest"]["format_version"] == 2
+    assert json.loads((tmp_path / "r.json").read_text())["manifest"]["format_version"] == 3
 
 
 def test_inspect_says_what_a_bundle_promises(command: Command, toy_bundle: Path) -> None:

@@ -59,7 +59,8 @@ class RecordingManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     preprocess: of the filter's input, as in a bundle. decoding_version: of the answers.
     reduced: (width, height) if only pictures so small are kept, though the model saw whole ones.
-    masks: what was blanked. made: facts for people (the source, when, by what).
+    masks: what was blanked. inferred_only: the inputs are those that a gate has inferred, no even
+    share of the stream. made: facts for people (the source, when, by what).
     """
 
     format_version: int
@@ -69,6 +70,7 @@ class RecordingManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     decoding_version: int
     reduced: tuple[int, int] | None = None
     masks: tuple[Polygon, ...] = ()
+    inferred_only: bool = False
     made: dict[str, str] = {}
 
     def same_workload(self, other: RecordingManifest) -> bool:

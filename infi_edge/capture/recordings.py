@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from infi_edge.capture.address import public_address
+from infi_edge.capture.address import public_address, scheme_of
 from infi_edge.capture.recorded import is_recorded, open_recorded, recorded_manifest
 from infi_edge.capture.replay import ImageFolder, Recording, VideoFile, files_hash
 from infi_edge.capture.signals import (
@@ -50,6 +50,8 @@ SUFFIXES = {
     "motion": {".csv"},
     "text": {".txt"},
 }
+_LIVE = dict.fromkeys(("iio", "i2c", "serial"), "motion") | {"microphone": "audio", "lines": "text"}
+"""What live sources give, by scheme; all others give pictures."""
 
 
 def open_recording(text: str, rate_hz: float | None = None, spec: Spec | None = None) -> Recording:
@@ -90,6 +92,25 @@ def _row_rate_hz(spec: Spec | None, rate_hz: float | None) -> float:
         samples_hz = rate_hz or spec.rate_hz
         return samples_hz / spec.hop if samples_hz else 1.0
     return rate_hz or (spec.rate_hz / spec.hop if isinstance(spec, AudioSpec) else 1.0)
+
+
+def live_modality(address: str) -> str | None:
+    """Return what a live source gives; None: the address is a recording's path."""
+    scheme = scheme_of(address)
+    return None if scheme is None else _LIVE.get(scheme, "image")
+
+
+def draft_source(
+    modality: str | None, address: str, settings: dict[str, Any], rate_hz: float | None = None
+) -> tuple[str, Spec]:
+    """Return (modality, specification) of the inputs of any source, a live one or a recording.
+
+    Arguments and errors as for `draft_spec`.
+    """
+    live = live_modality(address)
+    if live is None:
+        return draft_spec(modality, address, settings, rate_hz)
+    return modality or live, draft_live_spec(modality or live, settings, rate_hz)
 
 
 def draft_spec(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from infi_edge.bundle import Manifest, WorkloadInfo
 from infi_edge.errors import ConfigError
 from infi_edge.filter import InputFilter
@@ -16,7 +18,7 @@ from infi_edge.learning.keeper import Keeper
 from infi_edge.learning.learner import Learner
 from infi_edge.learning.metric import Metric
 from infi_edge.learning.settings import LearnSettings
-from infi_edge.learning.start import from_filter, from_nothing
+from infi_edge.learning.start import for_learning, from_filter, from_nothing
 from infi_edge.learning.worker import Background
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import ImageSpec, Spec, TextSpec, VideoSpec
@@ -55,6 +57,7 @@ def blank_filter(
         preprocess = USUAL[modality]()
     if not isinstance(preprocess, spec_class(modality)):
         raise ConfigError(f"preprocess= is {type(preprocess).__name__}, which is not of {modality}")
+    preprocess = for_learning(preprocess)
     problem = preprocess.problem()
     if problem is not None:
         raise ConfigError(f"preprocess= has an impossible {problem}")
@@ -125,8 +128,6 @@ def make_learner(
 
 def state_facts(manifest: Manifest, source: str) -> dict[str, Any]:
     """What a learned state belongs to, as JSON: modality, inputs, workload and source."""
-    import msgspec
-
     blank = is_blank(manifest)
     return {
         "modality": manifest.modality,
@@ -134,9 +135,14 @@ def state_facts(manifest: Manifest, source: str) -> dict[str, Any]:
         "workload": msgspec.to_builtins(manifest.workload),
         "source": source,
         "from_filter": None if blank else msgspec.to_builtins(manifest.filter),
+        "filter_hash": "" if blank else _digest(msgspec.to_builtins(manifest)),
     }
 
 
 def identity_of(facts: dict[str, Any]) -> str:
     """Return what tells states apart."""
+    return _digest(facts)
+
+
+def _digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

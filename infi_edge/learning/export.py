@@ -62,7 +62,8 @@ def _export(path: Path, saved: Saved) -> Bundle:
         _point(
             state,
             Knobs(
-                reuse_threshold=control.threshold,
+                # Nothing steers a bundle: what one answer may risk is the target's own share.
+                reuse_threshold=min(control.threshold, control.allowed),
                 max_since_inference=control.max_since_inference,
                 deliver="nearest",
                 prefer_last=PREFER_LAST,

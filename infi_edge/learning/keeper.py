@@ -50,7 +50,7 @@ class Keeper:
             try:
                 self._learner.restore(saved.manifest["state"], saved.arrays, now_s - pause_s)
             except Exception as error:  # whatever a file holds, the gate goes on
-                log.warning("%s cannot be gone on from: %r", self.path, error)
+                log.warning("%s cannot be gone on from (%r); it is learned anew", self.path, error)
                 continue
             self.restored = True
             self._saved_fits = self._learner.counts["fits"]

@@ -24,6 +24,7 @@ from infi_edge.learning.control import Control
 from infi_edge.learning.keeper import Keeper
 from infi_edge.learning.memory import Memory, is_learnable
 from infi_edge.learning.metric import Embedding, Metric, embedding_of, fit_metric
+from infi_edge.learning.novelty import Novelty
 from infi_edge.learning.settings import LearnSettings
 from infi_edge.learning.start import Start
 from infi_edge.learning.worker import Worker
@@ -47,6 +48,7 @@ HELD = 1000
 TELL_AGAIN_S = 60.0
 CHANGES_KEPT = 20
 LEARNING = "learning"
+UNLIKE = "inputs are unlike all before"
 Kind = Literal["open", "need", "cap", "audit"]
 
 
@@ -120,6 +122,7 @@ class Learner:
         self._trial: deque[bool] = deque(maxlen=LONGEST_TRIAL)
         self._at_cap: deque[bool] = deque(maxlen=HUNTED_OF)
         self._told_why, self._told_s = "", 0.0
+        self._novelty = Novelty()
         self.policy = Policy(Knobs(), None, ReuseCache(1, 1), same, task.empty)
         self._shadow: Policy | None = None
         if start.metric is not None:
@@ -138,6 +141,8 @@ class Learner:
         """Return (SKIP score or None, features float32 (F,), embedding uint8 (D,))."""
         self._collect()
         score, features = self._start.features(tensor)
+        if self._novelty.is_new(features):
+            self.scene_changed(UNLIKE)
         return score, features, self.embed(features)
 
     def embed(self, features: np.ndarray) -> np.ndarray:
@@ -217,8 +222,10 @@ class Learner:
 
     def scene_changed(self, why: str) -> None:
         """The whole scene changes: everything passes until the target holds in the new one."""
-        if self.opened_for in (None, LEARNING) or self.opened_for != why:
+        if self.opened_for in (None, LEARNING):
             self._open(why, log_it=self.opened_for is None)
+        else:  # it goes on changing: what has passed since says nothing of what will be
+            self._trial.clear()
 
     @property
     def audit_probability(self) -> float:
@@ -247,10 +254,10 @@ class Learner:
         return self.opened_for is None and self._since_closed >= TRIAL and not self._alarm.raised
 
     def close(self, now_s: float | None = None) -> None:
-        """End the thread it learns in, and keep what was learned. now_s: stream time."""
-        self._worker.close()
+        """Keep what was learned, and end the thread it learns in. now_s: stream time."""
         if self.keeper is not None:
             self.keeper.close(now_s)
+        self._worker.close()
 
     def snapshot(self, now_s: float) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return all of it as JSON and arrays, copies. now_s: stream time; ages count from it."""
@@ -281,8 +288,14 @@ class Learner:
     def restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], now_s: float) -> None:
         """Go on from a `snapshot`. now_s: stream time of its making.
 
-        Raises ValueError, KeyError or TypeError on nonsense, and then nothing has changed.
+        Raises ValueError on nonsense, and then nothing has changed.
         """
+        try:
+            self._restore(state, arrays, now_s)
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}"[:200]) from error
+
+    def _restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray], now_s: float) -> None:
         features, count = arrays["features"], len(state["values"])
         ages_s, probabilities = arrays["ages_s"], arrays["probabilities"]
         if features.shape != (count, self._start.feature_count):
@@ -307,10 +320,13 @@ class Learner:
         if opened_for is not None and not isinstance(opened_for, str):
             raise ValueError("opened_for")
         skip = state["skip_threshold"]
+        skip = None if skip is None else float(skip)
+        if skip is not None and not 0.0 <= skip <= 1.0:
+            raise ValueError("skip_threshold")
         since_closed, trial = int(state["since_closed"]), int(state["trial_length"])
         if since_closed < 0 or not FIRST_TRIAL <= trial <= LONGEST_TRIAL:
             raise ValueError("an impossible trial")
-        if float(state["target_accuracy"]) != self.target_accuracy:
+        if state["target_accuracy"] != self.target_accuracy:
             control.restart()  # what was right for another target is only where to begin
             control.threshold = min(control.threshold, self.allowed)
             recent, since_closed = LiveAccuracy(self.settings.confidence), 0
@@ -318,7 +334,7 @@ class Learner:
         self.changes.extend(changes)
         self._since_closed, self._trial_length = since_closed, trial
         if self._skip_most is not None and skip is not None:
-            self._skip_threshold = min(float(skip), self._skip_most)
+            self._skip_threshold = min(skip, self._skip_most)
         for place in range(count):
             self.memory.add(
                 features[place],
@@ -469,7 +485,9 @@ class Learner:
         return infers
 
     def _close_if_held(self) -> None:
-        if self.opened_for is None or self._fits_since_open == 0:
+        if self.opened_for is None or self._shadow is None:
+            return
+        if self._fits_since_open == 0 and not self._worker.paused:
             return
         need = self._trial_length
         if self.opened_for != LEARNING:

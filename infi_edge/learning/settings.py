@@ -13,6 +13,7 @@ class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audit, audit_settled: share of the filtered inputs that is inferred all the same, at first and
     once settled (after `settle` inputs in which the target held).
     confidence: of the live bound. cpu_share: of one core, what learning may use in the long run.
+    sample_bytes: of a recording of the inferred inputs, for `infi-convert train`; 0: none is kept.
     seed: of the audit's coin; None: from the operating system.
     """
 
@@ -25,6 +26,7 @@ class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settle: int = 400
     confidence: float = 0.95
     cpu_share: float = 0.02
+    sample_bytes: int = 0
     seed: int | None = None
 
     def problem(self) -> str | None:
@@ -39,4 +41,6 @@ class LearnSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return "confidence and cpu_share are between 0 and 1"
         if self.max_bytes < 1 << 12 or self.settle < 0:
             return "max_bytes is at least 4096, settle not negative"
+        if self.sample_bytes and self.sample_bytes < 1 << 20:
+            return "sample_bytes is 0, or at least 1 MB (1048576)"
         return None

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
 from infi_edge.filter import InputFilter, LightEmbedder
 from infi_edge.learning.control import LARGEST_CAP, LOOSEST
 from infi_edge.learning.metric import Metric
 from infi_edge.policy import Knobs
-from infi_edge.preprocess import Spec
+from infi_edge.preprocess import FeaturesSpec, Spec
 
 NO_REACH = np.zeros((1, 1), np.float32)
 UNCALIBRATED_CAP = 20.0
+SPREAD_OF_LEVELS = 32.0
 
 
 class Features(Protocol):
@@ -36,6 +38,14 @@ class Start:
     cap: float = 1.0
     skip_threshold: float | None = None
     reach: np.ndarray = field(default_factory=lambda: NO_REACH)
+
+
+def for_learning(spec: Spec) -> Spec:
+    """Return a specification that can be learned from at once: maps of 8 bits get a scale."""
+    if not isinstance(spec, FeaturesSpec) or (spec.offset, spec.scale) != (0.0, 1.0):
+        return spec
+    middle = {"uint8": 128.0, "int8": 0.0}.get(spec.type)
+    return spec if middle is None else replace(spec, offset=middle, scale=SPREAD_OF_LEVELS)
 
 
 def from_nothing(spec: Spec) -> Start:

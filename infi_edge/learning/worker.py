@@ -17,6 +17,8 @@ FIRST_S = 1.0
 """CPU seconds that may be used before the share counts: the first fits."""
 NICEST = 19
 PAUSE_S = 0.0005
+CLOSE_S = 0.5
+"""A fit that still runs is not waited for: its thread ends with the process."""
 
 
 class Worker(Protocol[T]):
@@ -32,7 +34,7 @@ class Worker(Protocol[T]):
         """What the last job came to, once; None: nothing yet."""
 
     def close(self) -> None:
-        """Wait for a job that runs, and start no more."""
+        """Start no more; wait for a job that runs, but not for long."""
 
 
 class AtOnce(Generic[T]):
@@ -103,7 +105,7 @@ class Background(Generic[T]):
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         if hasattr(os, "setpriority"):  # on Linux a thread has a priority of its own

@@ -12,7 +12,7 @@ import numpy as np
 from infi_edge.preprocess.spec import MAX_TENSOR_BYTES, Spec, register
 
 OCTAVES = 8
-LIMIT = 8.0
+LIMIT, RAW_LIMIT = 8.0, 1e6
 FARTHEST = 1e30
 STILL = 1e-7
 """A channel whose deviation is this little beside its mean is constant (float32 has no more)."""
@@ -78,7 +78,8 @@ class MotionSpec(Spec, frozen=True, forbid_unknown_fields=True, tag="motion"):
             values = np.clip(values, -FARTHEST, FARTHEST)  # between infinities is no number
         if np.isnan(values).any():
             values = _filled(values)
-        return np.clip(values, -LIMIT, LIMIT).astype(np.float32)[None]
+        limit = LIMIT if self.scale else RAW_LIMIT  # its own units may be large ones
+        return np.clip(values, -limit, limit).astype(np.float32)[None]
 
     def features(self, tensor: np.ndarray) -> np.ndarray:
         """Per channel: mean, deviation, lowest, highest, mean step, and a spectrum in octaves."""

@@ -170,7 +170,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(content, refuses, text):
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("format_version",), 3, "format version 3.*update infi-edge"),
+        (("format_version",), 4, "format version 4.*update infi-edge"),
         (("format_version",), 0, "format_version"),
         (("format_version",), True, "format_version"),
         (("colour",), "red", "unknown field"),

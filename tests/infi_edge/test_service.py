@@ -33,6 +33,7 @@ model = "tiny"
 [models.tiny]
 path = "model.tflite"
 """
+LEARNS = 'learn = true\ntask = "value"\ndecoder = "raw"\ntarget_accuracy = 0.9'
 
 
 @pytest.fixture
@@ -230,6 +231,35 @@ def test_results_go_where_a_service_may_write(folder, place, refuses, path, allo
         install(folder / "yard.toml", place)
 
 
+def test_a_source_that_learns_from_nothing_has_no_bundle_to_install(folder, place, run):
+    text = CONFIG.replace('filter = "filters/yard.infi"', LEARNS)
+    (folder / "yard.toml").write_text(text)
+    shown = run("install", str(folder / "yard.toml"), "--dry-run").output
+    assert "model.tflite" in shown
+    assert "infi\n" not in shown
+    run("install", str(folder / "yard.toml"))
+    assert image_of(place)["etc/infi-edge/model.tflite"] == b"a model"
+
+
+def test_a_model_on_a_server_has_no_file_but_its_secrets(folder, place):
+    text = CONFIG.replace('path = "model.tflite"', 'executor = "grpc://edge:8001/person"')
+    text += '[models.tiny.offload]\ntoken_file = "token"\n'
+    (folder / "yard.toml").write_text(text)
+    (folder / "token").write_text("it-is-secret")
+    do(install(folder / "yard.toml", place))
+    installed = image_of(place)
+    assert installed["etc/infi-edge/token"] == b"it-is-secret"
+    assert "etc/infi-edge/model.tflite" not in installed
+
+
+def test_the_head_of_a_partitioned_model_goes_with_it(folder, place):
+    text = CONFIG.replace('model = "tiny"', 'model = "tiny"\nhead = "head.tflite"')
+    (folder / "yard.toml").write_text(text)
+    (folder / "head.tflite").write_bytes(b"a head")
+    do(install(folder / "yard.toml", place))
+    assert image_of(place)["etc/infi-edge/head.tflite"] == b"a head"
+
+
 def test_a_path_that_would_not_be_copied_is_refused(folder, place, refuses):
     config = CONFIG.replace("model.tflite", str(folder / "model.tflite"))
     (folder / "yard.toml").write_text(config)
@@ -378,7 +408,7 @@ def test_the_udev_rule_hands_over_a_sensors_buffer_and_nothing_else(tmp_path):
     assert writable == ours
 
 
-@pytest.mark.parametrize("name", ["yard", "raspberry-pi", "jetson"])
+@pytest.mark.parametrize("name", ["yard", "raspberry-pi", "jetson", "learning"])
 def test_the_example_configurations_are_valid_and_can_be_installed(
     tmp_path, place, manifest, members, name
 ):
@@ -651,6 +681,28 @@ def test_of_several_sources_the_one_meant_is_named(
     assert place.real("/etc/infi-edge/gate.infi").read_bytes() == new.read_bytes()
     kept = (folder / "filters/yard.infi").read_bytes()
     assert place.real("/etc/infi-edge/filters/yard.infi").read_bytes() == kept
+
+
+def test_there_is_no_upgrade_for_a_source_that_learns_from_nothing(folder, place, run, refuses):
+    bundle = str(folder / "filters/yard.infi")
+    (folder / "yard.toml").write_text(CONFIG.replace('filter = "filters/yard.infi"', LEARNS))
+    run("install", str(folder / "yard.toml"))
+    for arguments in (["upgrade", bundle], ["rollback"], ["rollback", "--source", "yard"]):
+        with refuses(ConfigError, "source yard has no filter to upgrade; it learns its own"):
+            run(*arguments)
+
+
+def test_the_bundle_is_that_of_the_only_source_that_has_one(
+    folder, place, run, tmp_path, manifest, members, refuses
+):
+    learns, _, _ = CONFIG.replace('filter = "filters/yard.infi"', LEARNS).partition("[models")
+    (folder / "yard.toml").write_text(learns.replace("yard]", "gate]") + CONFIG)
+    run("install", str(folder / "yard.toml"))
+    new = other_bundle(tmp_path / "new.infi", manifest, members)
+    with refuses(ConfigError, "source gate has no filter to upgrade"):
+        run("upgrade", str(new), "--source", "gate")
+    run("upgrade", str(new))
+    assert place.real("/etc/infi-edge/filters/yard.infi").read_bytes() == new.read_bytes()
 
 
 def test_the_group_has_its_four_commands():
