@@ -98,6 +98,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.watch
 	$(BIN)/python -m benchmarks.daemon
 	$(BIN)/python -m benchmarks.offload
+	$(BIN)/python -m benchmarks.online
 
 # Memory over a million inputs, all the kills, an outage of a minute; about 35 minutes.
 soak: $(VENV)/.dev

@@ -41,6 +41,8 @@ FIRST_TRIAL, TRIAL, LONGEST_TRIAL = 8, 20, 1280
 failed open, and after it has done so again and again."""
 SURPRISED = 2
 """Inferences after which a wrong answer brings a fit at once."""
+REFIT_SHARE, SURPRISED_SHARE = 16, 64
+"""The more is known, the less one answer adds: a fit waits for this part of what is known."""
 HUNTED, HUNTED_OF = 8, 10
 """Wrong ones of so many inputs at the cap."""
 HELD = 1000
@@ -326,6 +328,8 @@ class Learner:
         since_closed, trial = int(state["since_closed"]), int(state["trial_length"])
         if since_closed < 0 or not FIRST_TRIAL <= trial <= LONGEST_TRIAL:
             raise ValueError("an impossible trial")
+        if not 0.0 < state["target_accuracy"] < 1.0:
+            raise ValueError("target_accuracy")
         if state["target_accuracy"] != self.target_accuracy:
             control.restart()  # what was right for another target is only where to begin
             control.threshold = min(control.threshold, self.allowed)
@@ -507,9 +511,12 @@ class Learner:
 
     def _fit_if_due(self) -> None:
         first = self.metric is None
-        due = self.settings.warm_up if first else self.settings.refit_every
-        if self._surprised and not first:
-            due = SURPRISED
+        known = len(self.memory)
+        due = max(self.settings.refit_every, known // REFIT_SHARE)
+        if first:
+            due = self.settings.warm_up
+        elif self._surprised:
+            due = max(SURPRISED, known // SURPRISED_SHARE)
         if self._since_fit < due or len(self.memory) < 2:
             return
         sample, metric, random = self.memory.sample(), self.metric, self._random.spawn(1)[0]

@@ -115,6 +115,7 @@ def test_evaluate_is_the_same_for_the_same_seed(there: Path):
     assert any(figures(seed) != first for seed in ("1", "2", "3"))
 
 
+@pytest.mark.slow
 def test_evaluate_goes_on_learning_from_a_bundle(there: Path, toy_bundle: Path):
     frozen = evaluated(str(toy_bundle), "--source", "toy.avi", *WORKLOAD[:2])
     report = evaluated(str(toy_bundle), "--source", "toy.avi", *WORKLOAD[:2], "--learn")

@@ -91,6 +91,7 @@ def filtered(results: list[Result]) -> float:
 # From nothing.
 
 
+@pytest.mark.slow
 def test_a_model_and_a_target_are_enough() -> None:
     """As in the README: real pictures, the fits in their own thread."""
     rng = np.random.default_rng(0)

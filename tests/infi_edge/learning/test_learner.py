@@ -144,6 +144,7 @@ def test_it_holds_its_target_where_features_tell_answers_apart(target: float, se
     assert np.mean(run.filtered[300:]) > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_answers_that_nothing_foretells_are_hardly_reused(seed: int) -> None:
     run = drive(learner(0.9, seed=seed), lies(800, seed))
@@ -180,6 +181,7 @@ def test_once_settled_fewer_are_audited() -> None:
     assert late.count("audit") < 0.02 * len(late) + 12
 
 
+@pytest.mark.slow
 def test_the_coin_does_not_look_at_the_input() -> None:
     """Of two kinds of inputs that are filtered, the same share is audited."""
     one = learner(audit=0.2, audit_settled=0.2, settle=10**6)
@@ -262,6 +264,7 @@ def test_impossible_settings_are_said(choices: dict[str, Any]) -> None:
 # Fail open.
 
 
+@pytest.mark.slow
 def test_a_stream_that_turns_against_it_opens_it_with_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -183,6 +183,7 @@ def test_a_few_inputs_are_enough_to_begin(modality: str) -> None:
     assert gate.learner.memory.sample().features.shape[1] == SPECS[modality].feature_count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", STREAMS)
 def test_with_no_structure_it_hardly_filters_and_holds_its_target(modality: str) -> None:
     """The answer is another with each input, whatever is seen."""

@@ -176,6 +176,7 @@ def test_what_the_caller_overwrites_is_kept_as_it_was(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "s")[0][0], np.ones(6, np.float32))
 
 
+@pytest.mark.slow
 def test_the_oldest_go_and_the_bound_holds(tmp_path: Path) -> None:
     spec = FeaturesSpec(size=(1000,))
     sample = sample_of(tmp_path / "s", spec, max_bytes=100_000)
