@@ -172,6 +172,31 @@ class ReuseCache:
         self._recent = np.concatenate([[slot], self._recent[: CANDIDATES - 1]])
         self._oldest_s = min(self._oldest_s, now_s) if slot else now_s
 
+    def fill(
+        self,
+        embeddings: np.ndarray,
+        values: list[Value],
+        times_s: np.ndarray,
+        sizes: np.ndarray,
+    ) -> None:
+        """Store many answers in an empty cache at once, in their order.
+
+        embeddings: uint8 (N, D). times_s: (N,). sizes: int64 (N,), bytes of the values. What
+        does not fit is left out, the oldest first.
+        """
+        sizes = sizes + self.dim + ENTRY_OVERHEAD_BYTES
+        fits = np.cumsum(sizes[::-1])[::-1] <= self.max_bytes
+        first = max(len(values) - int(np.count_nonzero(fits)), len(values) - self.capacity)
+        count = len(values) - first
+        self._values = values[first:]
+        self._embeddings[:count] = embeddings[first:]
+        self._times_s[:count] = times_s[first:]
+        self._order[:count] = self._used[:count] = self._events + 1 + np.arange(count)
+        self._hits[:count] = 0
+        self._bytes[:count] = sizes[first:]
+        self._events += count
+        self._refresh()
+
     @property
     def bounds(self) -> tuple[int, int, int, float | None, Eviction]:
         """What it was made with."""

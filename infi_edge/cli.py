@@ -473,14 +473,20 @@ def _evaluation_text(report: evaluate.Evaluation) -> str:
 def _learning_text(report: evaluate.Evaluation) -> list[str]:
     if not isinstance(report, evaluate.LearningEvaluation):
         return []
-    recall = "-" if report.live_recall is None else f"{report.live_recall:.3f}"
+    recall = (
+        "-"
+        if report.live_recall is None
+        else f"{report.live_recall:.3f}, at least {report.live_recall_bound:.3f}"
+    )
     return [
-        f"by its audits       accuracy {report.live_accuracy:.3f}, at least "
-        f"{report.live_bound:.3f}; recall {recall}",
+        f"by its {report.audited} audits".ljust(20)
+        + f"accuracy {report.live_accuracy:.3f}, at least {report.live_bound:.3f}, at most "
+        f"{report.live_high:.3f}; recall {recall}",
         f"learning            {report.warm_up} inputs until the first was filtered, "
         f"{report.audited} audited, {report.fits} fits in {report.learn_cpu_s:.2f} s of CPU; "
         f"failed open {report.failed_open} times",
-        f"timed part          its first inputs: filtering rate {report.timed_filtering_rate:.3f}",
+        f"timed part          its first inputs, warm-up included: filtering rate "
+        f"{report.timed_filtering_rate:.3f}",
     ]
 
 

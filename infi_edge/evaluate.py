@@ -107,7 +107,9 @@ class LearningEvaluation(Evaluation):
     warm_up: int
     live_accuracy: float
     live_bound: float
+    live_high: float
     live_recall: float | None
+    live_recall_bound: float | None
     fits: int
     failed_open: int
     learn_cpu_s: float
@@ -275,7 +277,9 @@ def evaluate_learning(
         warm_up=learned.warm_up,
         live_accuracy=bounds.estimate,
         live_bound=bounds.low,
+        live_high=bounds.high,
         live_recall=None if recall is None else recall.estimate,
+        live_recall_bound=None if recall is None else recall.low,
         fits=learned.refits,
         failed_open=learner.counts["failed_open"],
         learn_cpu_s=learned.learn_cpu_s,

@@ -202,7 +202,7 @@ class Gate:
         allow_other_model: bool = False,
         threads: int = 1,
         mask: Mask | None = None,
-        scene_change: bool = False,
+        scene_change: bool | None = None,
         allowance: Allowance | None = None,
         head: Head | str | Path | None = None,
         task: str | None = None,
@@ -219,7 +219,8 @@ class Gate:
 
         target_accuracy, target_recall: another row of the bundle's table than its own choice.
         knobs: instead of a row. enabled False: everything is inferred. mask: of pictures, for
-        filter and model alike. scene_change: pass inputs through while the whole picture changes.
+        filter and model alike. scene_change: pass inputs through while the whole picture
+        changes (default: where the gate learns).
         allowance: of inferences; over it the last answer is given again, then OverBudget raised.
         head: of a partitioned model, or its file: inputs are its own, and filter and `infer` get
         its features.
@@ -300,7 +301,7 @@ class Gate:
             if state is not None and settings.sample_bytes:
                 about = sample_manifest(manifest)
                 self.sample = InputSample(Path(state) / NAME, about, settings.sample_bytes)
-        if self.learner is not None and self.scene is None:
+        if self.learner is not None and scene_change is None:
             self.scene = watch_for(input_filter.spec)
 
     def __enter__(self) -> Gate:
@@ -383,6 +384,8 @@ class Gate:
             self.stats[decision.action.value] += 1
             return Step(look, decision, self._result(sample, decision))
         if self._allowance is not None and not self._allowance.take():
+            if self.learner is not None and asked is not None:
+                self.learner.fail(asked)
             result = self.last_answer(look, decision, "over budget", self._allowance.max_stale_s)
             if result is None:
                 lacks = "there is no answer" if self._answered is None else "the last is too old"
@@ -418,7 +421,7 @@ class Gate:
         if step.inference is not None:
             self.policy.not_inferred(step.inference)
         if self.learner is not None and step.asked is not None:
-            self.learner.fail()
+            self.learner.fail(step.asked)
 
     def last_answer(
         self, look: Look, decision: Decision, why: str, max_stale_s: float
@@ -565,6 +568,7 @@ class Gate:
         audited: bool = False,
     ) -> Result:
         live = None if self.learner is None else self.learner.live_bounds
+        recall = None if self.learner is None or live is None else self.learner.recall_bounds
         return Result(
             value if decision.action is Action.INFER else decision.value,
             decision.action,
@@ -582,6 +586,8 @@ class Gate:
             audited=audited,
             live_accuracy=None if live is None else live.estimate,
             live_bound=None if live is None else live.low,
+            live_recall=None if recall is None else recall.estimate,
+            live_recall_bound=None if recall is None else recall.low,
         )
 
     def _filter_failed(self, error: Exception) -> Decision:

@@ -27,6 +27,8 @@ camera that has gone over to infrared light."""
 FOLLOW_PER_S = 1.0
 """Grey levels by which the memory follows: a dawn is slower, a lamp that fades is faster, and
 somebody who walks through leaves no trace."""
+SHORTEST_S = 0.05
+"""Inputs that come faster, as of a recording that is not played at its pace, count for so long."""
 SETTLE_S = 2.0
 PASSES_PER_INPUT = 0.05
 MOST_PASSES = 100.0
@@ -64,7 +66,7 @@ class SceneWatch:
             self._until_s = now_s + SETTLE_S
             self._reference = cells
         else:
-            step = np.float32(FOLLOW_PER_S * max(now_s - self._seen_s, 0.0))
+            step = np.float32(FOLLOW_PER_S * max(now_s - self._seen_s, SHORTEST_S))
             reference += np.maximum(np.minimum(cells - reference, step), -step)
         self._seen_s = now_s
         self._until_s = min(self._until_s, now_s + SETTLE_S)  # a clock may jump back

@@ -256,6 +256,7 @@ def _learner(
         knobs,
         config.learning,
         config.cache.max_age_s,
+        at_once=config.fast,
     )
 
 

@@ -61,18 +61,28 @@ def _class_ids(names: Sequence[str], labels: Sequence[str], task: str) -> np.nda
 
 
 class Count:
-    """`count:car,bus`: how many detections of these classes. Redundant: 0."""
+    """`count:car,bus`: how many detections of these classes. Redundant: 0.
+
+    A callable may also return the names of what it sees, or the answer itself.
+    """
 
     empty: Value = 0
     can_skip = True
     name = "count"
 
-    def __init__(self, names: Sequence[str], labels: Sequence[str]) -> None:
-        self._ids = _class_ids(names, labels, self.name)
+    def __init__(self, names: Sequence[str], labels: Sequence[str], plain: bool = False) -> None:
+        """plain: of a callable that may have no labels."""
+        self._names = set(names)
+        self._ids = None if plain and not labels else _class_ids(names, labels, self.name)
 
     def read(self, decoded: Any) -> int:
+        if isinstance(decoded, (bool, int, np.bool_, np.integer)):
+            return int(decoded)
+        if isinstance(decoded, (list, tuple, set)) and all(isinstance(d, str) for d in decoded):
+            return sum(name in self._names for name in decoded)
         _expect(decoded, Detections, self.name)
-        return int(np.isin(decoded.classes, self._ids).sum())
+        ids = self._ids if self._ids is not None else _class_ids([*self._names], (), self.name)
+        return int(np.isin(decoded.classes, ids).sum())
 
     def is_redundant(self, value: Value) -> bool:
         return bool(value == 0)
@@ -196,7 +206,8 @@ class Verbatim:
 
     def read(self, decoded: Any) -> Value:
         value = _plain(decoded)
-        wanted = not self._wanted or (isinstance(value, str) and value in self._wanted)
+        scalar = isinstance(value, (str, bool, int))
+        wanted = not self._wanted or (scalar and str(value) in self._wanted)
         return value if wanted else None
 
     def is_redundant(self, value: Value) -> bool:
@@ -229,16 +240,17 @@ def _names(text: str, task: str) -> list[str]:
 KINDS = ("count", "presence", "detect", "label", "confidence", "pose", "value")
 
 
-def make_task(text: str, labels: Sequence[str]) -> Task:
+def make_task(text: str, labels: Sequence[str], plain: bool = False) -> Task:
     """Make the task that `text` names (see the classes above, or `package.module:Class`).
 
+    plain: what it reads is what a callable returns, as it is.
     Raises ConfigError for an unknown task, or a class that is not in the labels.
     """
     kind, _, rest = text.partition(":")
     if kind == "count":
-        return Count(_names(rest, kind), labels)
+        return Count(_names(rest, kind), labels, plain)
     if kind == "presence":
-        return Presence(_names(rest, kind), labels)
+        return Presence(_names(rest, kind), labels, plain)
     if kind == "detect":
         return Detect(_names(rest, kind), labels)
     if kind == "label":

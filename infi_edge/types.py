@@ -63,6 +63,7 @@ class Result:
     before: the inputs kept from before this one (the pre-roll), where the gate has just opened.
     Of a gate that learns: audited: it would have been filtered and was inferred all the same.
     live_accuracy, live_bound: the live estimate and its low bound; None without an audit yet.
+    live_recall, live_recall_bound: of wanted inputs; None also where the task wants all.
     """
 
     value: Any
@@ -83,4 +84,6 @@ class Result:
     audited: bool = False
     live_accuracy: float | None = None
     live_bound: float | None = None
+    live_recall: float | None = None
+    live_recall_bound: float | None = None
     before: tuple[Sample, ...] = field(default=(), repr=False)

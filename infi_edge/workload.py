@@ -165,7 +165,7 @@ class Workload:
             labels = tuple(spec.task.partition(":")[2].split(",")[:1])  # its one class
         self.spec = WorkloadSpec(spec.task, decoder, spec.same, labels, spec.modality)
         self._decoder = make_decoder(decoder, inputs)
-        self.task: Task = make_task(spec.task, labels)
+        self.task: Task = make_task(spec.task, labels, decoder == "raw")
         self.same: SameRule = make_same(spec.same, spec.task)
 
     def __call__(self, data: Any) -> Value:

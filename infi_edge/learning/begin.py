@@ -19,7 +19,7 @@ from infi_edge.learning.learner import Learner
 from infi_edge.learning.metric import Metric
 from infi_edge.learning.settings import LearnSettings
 from infi_edge.learning.start import for_learning, from_filter, from_nothing
-from infi_edge.learning.worker import Background
+from infi_edge.learning.worker import AtOnce, Background, Worker
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import ImageSpec, Spec, TextSpec, VideoSpec
 from infi_edge.preprocess.spec import spec_class
@@ -102,8 +102,10 @@ def make_learner(
     cache_age_s: float | None = None,
     folder: Path | None = None,
     source: str = "",
+    at_once: bool = False,
 ) -> Learner:
-    """Return a learner that fits in a thread of its own.
+    """Return a learner that fits in a thread of its own; or at once, for a recording that is not
+    played at its pace.
 
     knobs: of the filter's table; their caps hold. folder: where its state is kept; source: what
     it belongs to, beside the filter's workload. Raises ConfigError.
@@ -115,7 +117,7 @@ def make_learner(
     check_target(target_accuracy)
     manifest = trained.manifest
     start = from_nothing(trained.spec) if is_blank(manifest) else from_filter(trained, knobs)
-    worker: Background[Metric] = Background(settings.cpu_share)
+    worker: Worker[Metric] = AtOnce() if at_once else Background(settings.cpu_share)
     caps = Knobs(
         max_consecutive_filtered=knobs.max_consecutive_filtered, heartbeat_s=knobs.heartbeat_s
     )

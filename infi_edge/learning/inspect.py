@@ -53,7 +53,9 @@ class Summary:
     skip_threshold: float | None
     live_accuracy: float
     live_bound: float
+    live_high: float
     live_recall: float | None
+    live_recall_bound: float | None
     confidence: float
     audited: int
     audit_errors: int
@@ -129,7 +131,9 @@ def summary(path: Path, saved: Saved) -> Summary:
             skip_threshold=state["skip_threshold"],
             live_accuracy=bounds.estimate,
             live_bound=bounds.low,
+            live_high=bounds.high,
             live_recall=None if recall is None else recall.estimate,
+            live_recall_bound=None if recall is None else recall.low,
             confidence=live.confidence,
             audited=live.audits,
             audit_errors=live.audit_errors,
@@ -167,7 +171,11 @@ def as_text(found: Summary) -> str:
         if found.skip_threshold is None
         else f", SKIP at a score up to {found.skip_threshold:.3g}"
     )
-    recall = "-" if found.live_recall is None else f"{found.live_recall:.3f}"
+    recall = (
+        "-"
+        if found.live_recall is None
+        else f"{found.live_recall:.3f}, at least {found.live_recall_bound:.3f}"
+    )
     share = 1.0 - found.inferred / max(found.inputs, 1)
     lines = [
         f"{found.path}: {found.modality} gate that learns, saved {found.saved}",
@@ -181,8 +189,8 @@ def as_text(found: Summary) -> str:
         f"thresholds  REUSE at p(changed) up to {found.reuse_threshold:.3g} within "
         f"{found.max_since_inference} inputs{skip}",
         f"target      accuracy {found.target_accuracy:g}",
-        f"live        accuracy {found.live_accuracy:.3f}, at least {found.live_bound:.3f} "
-        f"(confidence {found.confidence:g}), recall of wanted {recall}",
+        f"live        accuracy {found.live_accuracy:.3f}, at least {found.live_bound:.3f}, at most "
+        f"{found.live_high:.3f} (confidence {found.confidence:g}), recall of wanted {recall}",
         f"audits      {found.audited}, {found.audit_errors} of them wrong",
         f"gate        {_gate(found)}",
         "changes" if found.changes else "changes     none yet",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ class Keeper:
         has the folder."""
         self._folder = StateFolder(folder, identity)
         self._facts, self._learner = facts, learner
-        self._saved_s = time.monotonic()
+        self._saved_s = -math.inf  # the first fit is kept at once
         self._saved_fits = 0
         self._thread: threading.Thread | None = None
         self.path = folder
@@ -59,6 +60,8 @@ class Keeper:
     def tick(self, now_s: float) -> None:
         """Save if it is time to; returns at once. now_s: stream time."""
         fits = self._learner.counts["fits"]
+        if fits == 0:
+            return
         every_s = IDLE_EVERY_S if fits == self._saved_fits else EVERY_S
         if time.monotonic() - self._saved_s < every_s:
             return

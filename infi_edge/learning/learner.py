@@ -45,6 +45,8 @@ REFIT_SHARE, SURPRISED_SHARE = 16, 64
 """The more is known, the less one answer adds: a fit waits for this part of what is known."""
 HUNTED, HUNTED_OF = 8, 10
 """Wrong ones of so many inputs at the cap."""
+SCENE_PASSES, MOST_SCENE_PASSES = 0.1, 300.0
+"""Inputs that pass for a change of the scene: one in ten in the long run, so many at a time."""
 HELD = 1000
 """Inputs in which the target held, after which past failures are forgotten."""
 TELL_AGAIN_S = 60.0
@@ -102,7 +104,7 @@ class Learner:
         self.changes: deque[Change] = deque(maxlen=CHANGES_KEPT)
         self.live = LiveAccuracy(settings.confidence)
         self.recent = LiveAccuracy(settings.confidence)
-        self.bounds = self.live.accuracy()
+        self._refresh_bounds()
         self.control = Control(self.allowed)
         self.memory = Memory(start.feature_count, settings.entries, settings.max_bytes)
         self.metric: Metric | None = None
@@ -111,7 +113,8 @@ class Learner:
         self.version = 0
         self.keeper: Keeper | None = None
         self._good: Metric | None = None
-        self._start, self._task, self._same = start, task, same
+        self._start, self._task = start, task
+        self._same = same = self._forgiving(same)
         self._caps = caps or Knobs()
         self._cache_age_s = cache_age_s
         self._alarm = ErrorAlarm(self.allowed)
@@ -122,9 +125,11 @@ class Learner:
         self._skip_most = self._skip_threshold = start.skip_threshold
         self._trial_length = FIRST_TRIAL
         self._trial: deque[bool] = deque(maxlen=LONGEST_TRIAL)
+        self._restored = False
         self._at_cap: deque[bool] = deque(maxlen=HUNTED_OF)
         self._told_why, self._told_s = "", 0.0
         self._novelty = Novelty()
+        self._scene_open, self._scene_passes = False, MOST_SCENE_PASSES
         self.policy = Policy(Knobs(), None, ReuseCache(1, 1), same, task.empty)
         self._shadow: Policy | None = None
         if start.metric is not None:
@@ -163,6 +168,10 @@ class Learner:
         """Decide on an input; None: an answer to come would be reused (`Policy.preview`)."""
         if self.opened_for is not None:
             return Decision(Action.INFER, self.opened_for, score=score), Asked("open")
+        if self._restored:
+            self._restored = False
+            first = Decision(Action.INFER, "the first input after a start", score=score)
+            return first, self._needed(embedding, now_s)
         decision = self.policy.preview(score, embedding, now_s, asked)
         if decision is None:
             return None
@@ -195,7 +204,7 @@ class Learner:
         wanted = not self._task.is_redundant(value) if self._task.can_skip else None
         if not is_learnable(value):
             self.counts["not_a_number"] += 1
-            self._needed_one(wanted)
+            self._not_a_number(asked, wanted)
             return
         embedding = self.embed(features)
         in_shadow = True
@@ -209,14 +218,33 @@ class Learner:
         self._since_fit += 1
         self._fit_if_due()
         self._close_if_held()
-        self.bounds = self.live.accuracy()
+        self._refresh_bounds()
         if self.keeper is not None:
             self.keeper.tick(now_s)
 
-    def fail(self) -> None:
-        """An input that was to be inferred has no answer: nothing was delivered."""
-        self._count()
+    def _not_a_number(self, asked: Asked, wanted: bool | None) -> None:
+        """Nothing is like a NaN: what would have been given instead of it was wrong."""
+        if asked.kind == "open":
+            self._needed_one(wanted)
+            self._trial.append(False)
+            return
+        self._count_answer(asked, asked.is_graded, wanted)
+        if asked.kind == "audit":
+            self._open_if_missed()
+        self._refresh_bounds()
+
+    def fail(self, asked: Asked) -> None:
+        """An input that was to be inferred has no answer, or an old one (over budget).
+
+        The live bounds take an audit that is lost for an error: else those that find something
+        could be the ones that get lost.
+        """
+        self.counts["inputs"] += 1
         self.counts["failed"] += 1
+        if asked.kind == "audit":
+            self.counts["audit_lost"] += 1
+            self.live.audited(asked.probability, True, True if self._task.can_skip else None)
+            self._refresh_bounds()
 
     def freeze(self, frozen: bool) -> None:
         """Fit nothing while the machine is hot; what was learned goes on to decide."""
@@ -224,8 +252,11 @@ class Learner:
 
     def scene_changed(self, why: str) -> None:
         """The whole scene changes: everything passes until the target holds in the new one."""
+        if self._scene_passes < TRIAL:  # it always changes: that is what this stream is like
+            return
         if self.opened_for in (None, LEARNING):
             self._open(why, log_it=self.opened_for is None)
+            self._scene_open = True
         else:  # it goes on changing: what has passed since says nothing of what will be
             self._trial.clear()
 
@@ -334,6 +365,8 @@ class Learner:
             control.restart()  # what was right for another target is only where to begin
             control.threshold = min(control.threshold, self.allowed)
             recent, since_closed = LiveAccuracy(self.settings.confidence), 0
+        live.confidence = recent.confidence = self.settings.confidence
+        self._restored = True
         self.control, self.live, self.recent, self.counts = control, live, recent, counts
         self.changes.extend(changes)
         self._since_closed, self._trial_length = since_closed, trial
@@ -346,7 +379,7 @@ class Learner:
                 state["values"][place],
                 float(probabilities[place]),
             )
-        self.bounds = self.live.accuracy()
+        self._refresh_bounds()
         self.opened_for = opened_for if metric is not None else LEARNING
         if metric is not None:
             self._adopt(metric)
@@ -362,17 +395,27 @@ class Learner:
         kind: Kind = "cap" if found.p_changed <= self.control.threshold else "need"
         return Asked(kind, 1.0, found.value, found.p_changed)
 
+    def _forgiving(self, same: SameRule) -> SameRule:
+        """A user's own rule may fail: what cannot be compared is not the same."""
+
+        def safe(a: Value, b: Value) -> bool:
+            try:
+                return same(a, b)
+            except Exception as error:
+                self.counts["rule_error"] += 1
+                if self.counts["rule_error"] == 1:
+                    log.warning("two answers cannot be compared (%r); they count as changed", error)
+                return False
+
+        return safe
+
     def _look_up(self, policy: Policy, embedding: np.ndarray, now_s: float) -> Answer | None:
         if policy.head is None or not len(policy.cache):
             return None
         return policy.look_up(embedding, now_s)
 
     def _grade(self, asked: Asked, value: Value, wanted: bool | None) -> None:
-        try:
-            wrong = asked.is_graded and self._is_wrong(asked.skip, asked.value, value)
-        except Exception:  # a user's own rule: what cannot be compared does not count as right
-            self._count_answer(asked, True, wanted)
-            raise
+        wrong = asked.is_graded and self._is_wrong(asked.skip, asked.value, value)
         self._count_answer(asked, wrong, wanted)
         self._steer(asked, wrong)
         self._surprised |= wrong
@@ -418,6 +461,8 @@ class Learner:
         self._skip_threshold = min(1 / (1 + math.exp(-logit)), most)
 
     def _open_if_missed(self) -> None:
+        if self.opened_for is not None:  # an answer to what was asked before it opened
+            return
         recent = self.recent.accuracy()
         if self._alarm.raised or recent.high < self.target_accuracy:
             self._trial_length = min(max(self._trial_length, TRIAL) * 2, LONGEST_TRIAL)
@@ -430,7 +475,11 @@ class Learner:
         """Open if answers are wrong as soon as they are reused at all. A random audit cannot see
         a stream that answers to the gate itself: an audited input is not filtered."""
         self._at_cap.append(wrong)
-        if len(self._at_cap) == HUNTED_OF and sum(self._at_cap) >= HUNTED:
+        if (
+            self.opened_for is None
+            and len(self._at_cap) == HUNTED_OF
+            and sum(self._at_cap) >= HUNTED
+        ):
             self._trial_length = min(max(self._trial_length, TRIAL) * 2, LONGEST_TRIAL)
             self._open("answers change as soon as they are reused", log_it=True)
 
@@ -449,6 +498,7 @@ class Learner:
         self.opened_for, self._shadow = why, None
         self._trial.clear()
         self._at_cap.clear()
+        self._alarm.reset()
         self._fits_since_open = 0
         self.memory.all_in_shadow()
         self._start_shadow()
@@ -491,7 +541,8 @@ class Learner:
     def _close_if_held(self) -> None:
         if self.opened_for is None or self._shadow is None:
             return
-        if self._fits_since_open == 0 and not self._worker.paused:
+        fresh = self._fits_since_open > 0 or self._scene_open or self._worker.paused
+        if not fresh:
             return
         need = self._trial_length
         if self.opened_for != LEARNING:
@@ -500,6 +551,7 @@ class Learner:
         if len(trial) < need or trial.count(False) > self.allowed * need:
             return
         self._note(f"closed after {self.opened_for}")
+        self._scene_open = False
         self.opened_for, self._shadow = None, None
         self.memory.all_in_shadow()
         self.recent = LiveAccuracy(self.settings.confidence)
@@ -598,9 +650,14 @@ class Learner:
         self.recent.needed(wanted)
         self._alarm.needed()
 
+    def _refresh_bounds(self) -> None:
+        self.bounds, self.recall_bounds = self.live.accuracy(), self.live.recall()
+
     def _count(self) -> None:
         self.counts["inputs"] += 1
         self._since_closed += self.opened_for is None
+        passes = self._scene_passes + SCENE_PASSES - self._scene_open
+        self._scene_passes = min(max(passes, 0.0), MOST_SCENE_PASSES)
         if self.opened_for is None and self._since_closed % HELD == 0:
             self._trial_length = TRIAL
             self.control.widen()

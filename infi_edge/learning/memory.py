@@ -31,6 +31,7 @@ class Memory:
         self._values: list[Value] = []
         self._bytes: list[int] = []
         self._first = 0
+        self._overhead = 4 * features + ENTRY_OVERHEAD_BYTES
 
     def __len__(self) -> int:
         return len(self._values)
@@ -43,12 +44,14 @@ class Memory:
         probability: float,
         in_shadow: bool = True,
     ) -> None:
-        """Remember an inferred input. features: float32 (F,).
+        """Remember an inferred input, unless it is larger than all may be. features: float32 (F,).
 
         probability: with which it was inferred. in_shadow: whether a gate that is not open would
         have inferred it.
         """
-        size = _size(value) + 4 * self._features.shape[1] + ENTRY_OVERHEAD_BYTES
+        size = _size(value) + self._overhead
+        if size > self._max_bytes:
+            return
         while self._values and (
             len(self) >= self.capacity or sum(self._bytes) + size > self._max_bytes
         ):
@@ -82,12 +85,12 @@ class Memory:
         """Return a new cache with all of it, or with the shadow's part, embedded."""
         cache = ReuseCache(len(embedding.used), self.capacity, self._max_bytes, max_age_s)
         order = self._order()
-        if not len(order):
-            return cache
-        embedded = embedding(self._features[order])
-        for place, slot in enumerate(order.tolist()):
-            if self._shadow[slot] or not shadow:
-                cache.insert(embedded[place], self._values[place], float(self._times_s[slot]))
+        places = np.flatnonzero(self._shadow[order]) if shadow else np.arange(len(order))
+        if len(places):
+            slots = order[places]
+            values = [self._values[place] for place in places.tolist()]
+            sizes = np.array(self._bytes, np.int64)[places] - self._overhead
+            cache.fill(embedding(self._features[slots]), values, self._times_s[slots], sizes)
         return cache
 
     def _order(self) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 STEADY = 40
 """Inputs before there is something to compare with."""
-FOLLOW = 1 / 200
+FOLLOW, AFTER = 1 / 200, 10
+"""The rate of the running mean; after a change it is that of so many inputs, and growing."""
 FLOOR = 0.01
 """Least spread of a feature: features are about 0..1."""
 FAR, IN_A_ROW = 4.0, 3
@@ -32,12 +33,10 @@ class Novelty:
         self._seen += 1
         far = self._seen > STEADY and float((off / (self._spread + FLOOR)).mean()) > FAR
         self._far = self._far + 1 if far else 0
-        if self._far >= IN_A_ROW:
-            self._mean = None
-            self._seen = self._far = 0
-            return True
-        if not far:
-            rate = np.float32(max(FOLLOW, 1 / self._seen))
-            self._mean += rate * (features - self._mean)
-            self._spread += rate * (off - self._spread)
-        return False
+        new = self._far >= IN_A_ROW
+        if new:  # both are usual from here on: what alternates is new only once
+            self._seen, self._far = AFTER, 0
+        rate = np.float32(max(FOLLOW, 1 / self._seen))
+        self._mean += rate * (features - self._mean)
+        self._spread += rate * (off - self._spread)
+        return new

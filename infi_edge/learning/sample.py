@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,6 @@ from infi_edge.config import Polygon
 from infi_edge.errors import ConfigError, InfiEdgeError
 from infi_edge.labels import DECODING_VERSION
 from infi_edge.learning.memory import is_learnable
-from infi_edge.learning.worker import NICEST
 from infi_edge.preprocess import ImageSpec, VideoSpec
 from infi_edge.record import LONGEST_PAUSE_S, Recorder
 from infi_edge.tasks import Value
@@ -157,9 +154,6 @@ class InputSample:
     # The thread.
 
     def _run(self) -> None:
-        if hasattr(os, "setpriority"):
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
         while (kept := self._waiting.get()) is not None:
             try:
                 self._write(kept)

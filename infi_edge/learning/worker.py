@@ -1,12 +1,10 @@
-"""Where fits run: at once, or in a thread of low priority within a share of the CPU."""
+"""Where fits run: at once, or in a thread within a share of the CPU."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -15,7 +13,6 @@ Job = Callable[[Callable[[], None]], T]
 
 FIRST_S = 1.0
 """CPU seconds that may be used before the share counts: the first fits."""
-NICEST = 19
 PAUSE_S = 0.0005
 CLOSE_S = 0.5
 """A fit that still runs is not waited for: its thread ends with the process."""
@@ -65,7 +62,10 @@ class AtOnce(Generic[T]):
 
 
 class Background(Generic[T]):
-    """Runs jobs in a thread that other threads go before, on `share` of one core in the long run.
+    """Runs jobs in a thread that often pauses, on `share` of one core in the long run.
+
+    Its priority is that of the others: a thread that holds the interpreter's lock and is not let
+    run by a busy machine would hold up all of them.
 
     paused: True while nothing may be learned (the machine is hot).
     """
@@ -108,9 +108,6 @@ class Background(Generic[T]):
             self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
-        if hasattr(os, "setpriority"):  # on Linux a thread has a priority of its own
-            with suppress(OSError):  # where it may not be changed, the share must do
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
         while True:
             with self._changed:
                 while self._job is None and not self._closed:

@@ -58,6 +58,8 @@ def result_record(result: Result) -> dict[str, Any]:
         "audited": result.audited or None,
         "live_accuracy": _rounded(result.live_accuracy),
         "live_bound": _rounded(result.live_bound),
+        "live_recall": _rounded(result.live_recall),
+        "live_recall_bound": _rounded(result.live_recall_bound),
     }
     record.update({key: value for key, value in optional.items() if value is not None})
     return record

@@ -180,7 +180,7 @@ def test_it_is_not_saved_with_each_input(opened: Opened, monkeypatch: pytest.Mon
     saved: list[Any] = []
     monkeypatch.setattr(gate.learner.keeper, "_write", lambda *state: saved.append(state))
     serve(gate, 200)
-    assert saved == []
+    assert len(saved) <= 1  # the first fit
     assert module.EVERY_S >= 10
 
 

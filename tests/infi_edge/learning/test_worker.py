@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -196,28 +194,3 @@ def test_what_a_job_calls_lets_other_threads_run(
     assert outcome(worker) == 1
     assert len(pauses) == 3
     assert all(0 < pause <= 0.005 for pause in pauses)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a thread has its own priority on Linux only")
-def test_on_linux_its_thread_is_the_nicest_and_no_other_is(
-    background: Callable[..., Background[int]],
-) -> None:
-    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    worker = background()
-    assert worker.start(lambda pause: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    assert outcome(worker) == 19
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
-    assert os.getpriority(os.PRIO_PROCESS, os.getpid()) == mine
-
-
-@pytest.mark.skipif(not hasattr(os, "setpriority"), reason="there are no priorities here")
-def test_where_priorities_are_forbidden_it_runs_all_the_same(
-    background: Callable[..., Background[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forbidden(*_: int) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "setpriority", forbidden)
-    worker = background()
-    assert worker.start(lambda pause: 6)
-    assert outcome(worker) == 6
