@@ -31,7 +31,7 @@ def command_lines() -> list[str]:
     """The lines that call the project's own commands."""
     pages = [
         README,
-        *((ROOT / "docs" / f"{name}.md").read_text() for name in ("daemon", "offload")),
+        *((ROOT / "docs" / f"{name}.md").read_text() for name in ("daemon", "offload", "learning")),
     ]
     shell = [block for page in pages for block in blocks("", page)]
     text = "\n".join(shell).replace("\\\n", " ")
@@ -52,9 +52,26 @@ def test_the_python_example_gates_a_camera(
         "my_model": brightest,
         "camera": [sample.data for sample in clip.samples(120, 130)],
     }
-    [example] = blocks("python")
+    example, _ = blocks("python")
     exec(example, seen)
     assert seen["result"].action in Action  # type: ignore[attr-defined]
+
+
+def test_the_python_examples_of_learning_run(tmp_path: Path) -> None:
+    """The two lines of the README, and the loop of docs/learning.md."""
+    _, line = blocks("python")
+    [loop] = blocks("python", (ROOT / "docs" / "learning.md").read_text())
+    for example, folder in ((line, "a"), (loop, "b")):
+        seen: dict[str, Any] = {
+            "Gate": Gate,
+            "my_model": lambda frame: ["person"] if frame[0, 0, 0] > 99 else [],
+            "camera": [np.full((96, 128, 3), 200 * (i // 50 % 2), np.uint8) for i in range(120)],
+        }
+        exec(example.replace('"yard"', repr(str(tmp_path / folder))), seen)
+        if "result" not in seen:
+            seen["result"] = seen["gate"](seen["camera"][0])
+        assert isinstance(seen["result"].value, bool)
+        seen["gate"].close()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/daemon.md"])

@@ -282,3 +282,31 @@ def test_a_snapshot_of_an_impossible_time_is_refused(tmp_path, refuses, saved_at
     rewritten(path, {"saved_at_unix_s": saved_at}, **{"ages_s.npy": ages})
     with refuses(BundleError, "damaged cache snapshot"):
         ReuseCache(DIM).load(path, "yard", 0.0)
+
+
+@pytest.mark.parametrize("capacity", [3, 10])
+@pytest.mark.parametrize("max_bytes", [400, 1 << 20])
+def test_filling_at_once_leaves_what_inserting_one_by_one_does(capacity, max_bytes):
+    rng = np.random.default_rng(0)
+    embeddings = rng.integers(0, 255, (6, 4)).astype(np.uint8)
+    values, times_s = ["a", "bcd", 1, None, "e", 2], np.arange(6.0)
+    sizes = np.array([len(json.dumps(v)) if isinstance(v, str) else 0 for v in values])
+    at_once, one_by_one = (ReuseCache(4, capacity, max_bytes) for _ in range(2))
+    at_once.fill(embeddings, values, times_s, sizes)
+    for embedding, value, time_s in zip(embeddings, values, times_s, strict=True):
+        one_by_one.insert(embedding, value, float(time_s))
+    assert len(at_once) == len(one_by_one)
+    assert at_once.size_bytes == one_by_one.size_bytes
+    for cache in (at_once, one_by_one):
+        cache.insert(embeddings[0], "new", 9.0)
+    probe = embeddings[3]
+    found = [c.candidates(probe, 10.0) for c in (at_once, one_by_one)]
+    seen = [
+        sorted(
+            (str(cache.value(int(slot))), int(distance), float(age_s))
+            for slot, distance, age_s in zip(near.slots, near.distances, near.ages_s, strict=True)
+        )
+        for cache, near in zip((at_once, one_by_one), found, strict=True)
+    ]
+    assert seen[0] == seen[1]
+    assert at_once.value(at_once.newest) == one_by_one.value(one_by_one.newest) == "new"

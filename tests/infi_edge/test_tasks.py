@@ -221,3 +221,25 @@ def test_an_answer_that_is_no_json_is_an_error_of_that_input_alone(answer):
         task.read(answer)
     with pytest.raises(ExecutorError, match="JSON value"):
         make_task("value:a", ()).read({"a": answer})
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "value"),
+    [
+        ("presence:person", ["dog", "person"], True),
+        ("presence:person", ["dog"], False),
+        ("presence:person", [], False),
+        ("presence:person", True, True),
+        ("count:car,bus", ("car", "bus", "dog"), 2),
+        ("count:car", np.int64(3), 3),
+        ("value:True", True, True),
+        ("value:1,2", 3, None),
+    ],
+)
+def test_a_callable_may_answer_in_plain_words(text, answer, value):
+    assert make_task(text, (), plain=True).read(answer) == value
+
+
+def test_detections_of_a_callable_need_labels():
+    with pytest.raises(ConfigError, match="no labels"):
+        make_task("presence:car", (), plain=True).read(CLASSES and SEEN)

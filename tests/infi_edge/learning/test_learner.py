@@ -778,3 +778,68 @@ def test_what_was_to_be_skipped_is_graded_by_what_is_wanted() -> None:
     one = learner()
     assert one._is_wrong(True, None, "fire")
     assert not one._is_wrong(True, None, "")
+
+
+def test_answers_that_are_no_numbers_open_a_closed_gate() -> None:
+    one = learner(target=0.9, audit=0.2, audit_settled=0.2)
+    drive(one, static(400))
+    assert one.opened_for is None
+    run = drive(one, static(400, float("nan")), at_s=40.0)
+    assert one.counts["failed_open"] > 0
+    assert not any(run.filtered[200:])
+    assert one.live.accuracy().high < 1.0
+
+
+def test_answers_that_cannot_be_compared_are_not_reused() -> None:
+    def same(a: Value, b: Value) -> bool:
+        return len(a) == len(b)
+
+    one = learner(same=same)
+    drive(one, static(400, "yes"))
+    assert one.opened_for is None
+    run = drive(one, static(600), at_s=40.0)  # a number has no length
+    assert one.counts["rule_error"] > 0
+    assert np.mean(run.filtered[300:]) < 0.1
+
+
+def test_an_audit_without_an_answer_only_lowers_the_live_bound() -> None:
+    one = learner()
+    drive(one, static(300))
+    before, changes = one.live.accuracy(), len(one.changes)
+    for _ in range(5):
+        one.fail(Asked("audit", 0.05, 1, 0.01))
+    after = one.live.accuracy()
+    assert after.low < before.low
+    assert after.high <= before.high
+    assert len(one.changes) == changes  # and opens nothing
+
+
+def test_answers_to_what_was_asked_before_it_opened_do_not_open_it_again() -> None:
+    one = learner(audit=0.5, audit_settled=0.5)
+    drive(one, static(300))
+    features = np.full((1, F), 0.0, np.float32)
+    score, cheap, _ = one.look(features)
+    for i in range(30):  # all of them asked while it was closed
+        one.answered(score, cheap, 30 + i / 10, 9, Asked("audit", 0.05, 1, 0.01))
+    assert one.counts["failed_open"] == 1
+
+
+def test_after_a_start_the_first_input_is_inferred() -> None:
+    one = learner()
+    drive(one, static(300))
+    state, arrays = one.snapshot(30.0)
+    other = learner()
+    other.restore(state, arrays, 30.0)
+    run = drive(other, static(50), at_s=31.0)
+    assert not run.filtered[0]
+    assert any(run.filtered[1:])
+
+
+def test_a_scene_that_always_changes_passes_one_input_in_ten() -> None:
+    one = learner()
+    drive(one, static(300))
+    run = Run()
+    for i, (features, value) in enumerate(static(4000)):
+        one.scene_changed("the scene changes")
+        serve(one, features, value, 30 + i / 10, run)
+    assert np.mean(run.filtered[1000:]) > 0.6

@@ -50,8 +50,12 @@ def test_it_stays_in_its_bounds_and_keeps_the_newest_in_order(
     features: int, entries: int, max_bytes: int, added: list[tuple[object, float]]
 ) -> None:
     memory = Memory(features, entries, max_bytes)
+    fitting: list[int] = []
     for i, (value, probability) in enumerate(added):
         memory.add(point(i, features), float(i), value, probability)
+        size = len(json.dumps(value)) if isinstance(value, (str, list, dict)) else 8
+        if size + 4 * features + ENTRY_OVERHEAD_BYTES <= max_bytes:
+            fitting.append(i)
         sample = memory.sample()
         kept = len(memory)
         assert kept == len(sample.values) == len(sample.features)
@@ -62,13 +66,15 @@ def test_it_stays_in_its_bounds_and_keeps_the_newest_in_order(
             else 4 * features + ENTRY_OVERHEAD_BYTES
             for v in sample.values
         )
-        assert content <= max_bytes or kept == 1
-        newest = range(i + 1 - kept, i + 1)
+        assert content <= max_bytes
+        newest = fitting[len(fitting) - kept :]
         assert sample.values == [added[j][0] for j in newest]
         assert sample.times_s.tolist() == [float(j) for j in newest]
         assert sample.probabilities.tolist() == [added[j][1] for j in newest]
-        assert np.array_equal(sample.features, [point(j, features) for j in newest])
-        assert kept >= 1
+        assert [row.tolist() for row in sample.features] == [
+            point(j, features).tolist() for j in newest
+        ]
+        assert kept >= min(len(fitting), 1)
 
 
 def test_it_is_filled_to_its_bound_before_anything_is_dropped() -> None:
@@ -177,3 +183,11 @@ def test_an_answer_with_a_nan_anywhere_teaches_nothing(value: object) -> None:
 )
 def test_any_other_answer_does(value: object) -> None:
     assert is_learnable(value)
+
+
+def test_an_answer_larger_than_all_may_be_drives_nothing_out() -> None:
+    memory = Memory(3, 100, 10_000)
+    for i in range(5):
+        memory.add(point(i), float(i), i, 1.0)
+    memory.add(point(9), 9.0, "x" * 20_000, 1.0)
+    assert memory.sample().values == [0, 1, 2, 3, 4]
