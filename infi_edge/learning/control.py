@@ -22,7 +22,7 @@ MARGIN = 0.4
 """The share of the allowed errors that is planned for; the rest is for what the plan misses."""
 HEAVIEST = 5.0
 LOOSEST = 0.5
-FIRST_CAP, LARGEST_CAP = 2.0, 150.0
+FIRST_CAP, FIRST_MOST, LARGEST_CAP = 2.0, 18.0, 150.0
 REACH = 60.0
 """The cap's limit at first, times the root of the allowed share: one change that is missed makes
 as many wrong answers as the cap lets pass."""
@@ -53,7 +53,7 @@ class Control:
 
     @property
     def _first_limit(self) -> float:
-        return min(max(REACH * math.sqrt(self.allowed), 1.0), LARGEST_CAP)
+        return min(max(REACH * math.sqrt(self.allowed), 1.0), FIRST_MOST)
 
     @property
     def max_since_inference(self) -> int:
