@@ -80,9 +80,13 @@ class Count:
             return int(decoded)
         if isinstance(decoded, (list, tuple, set)) and all(isinstance(d, str) for d in decoded):
             return sum(name in self._names for name in decoded)
+        if self._ids is None:
+            raise ConfigError(
+                f"task {self.name} reads the names of what is seen, a number or yes and no, and, "
+                f"where there are labels, detections; the model gives {type(decoded).__name__}"
+            )
         _expect(decoded, Detections, self.name)
-        ids = self._ids if self._ids is not None else _class_ids([*self._names], (), self.name)
-        return int(np.isin(decoded.classes, ids).sum())
+        return int(np.isin(decoded.classes, self._ids).sum())
 
     def is_redundant(self, value: Value) -> bool:
         return bool(value == 0)

@@ -241,5 +241,5 @@ def test_a_callable_may_answer_in_plain_words(text, answer, value):
 
 
 def test_detections_of_a_callable_need_labels():
-    with pytest.raises(ConfigError, match="no labels"):
-        make_task("presence:car", (), plain=True).read(CLASSES and SEEN)
+    with pytest.raises(ConfigError, match="where there are labels"):
+        make_task("presence:car", (), plain=True).read(SEEN)
