@@ -495,8 +495,6 @@ class Gate:
         if self.scene is not None and self.scene.changing(tensor, sample.time_s):
             learner.scene_changed(SCENE_CHANGES)
         score, cheap, embedding = learner.look(tensor)
-        if not np.isfinite(cheap).all() or not (score is None or math.isfinite(score)):
-            raise ValueError("the filter's features are not numbers")
         self._go_on(learner)
         return Look(sample, features, None, embedding, score, cheap, learner.version, tensor)
 

@@ -53,6 +53,7 @@ TELL_AGAIN_S = 60.0
 CHANGES_KEPT = 20
 LEARNING = "learning"
 UNLIKE = "inputs are unlike all before"
+MISSED, ANSWERS_TO_IT = "below the target", "answers change as soon as they are reused"
 Kind = Literal["open", "need", "cap", "audit"]
 
 
@@ -129,7 +130,7 @@ class Learner:
         self._at_cap: deque[bool] = deque(maxlen=HUNTED_OF)
         self._told_why, self._told_s = "", 0.0
         self._novelty = Novelty()
-        self._scene_open, self._scene_passes = False, MOST_SCENE_PASSES
+        self._scene_passes, self._heeds_scenes = MOST_SCENE_PASSES, True
         self.policy = Policy(Knobs(), None, ReuseCache(1, 1), same, task.empty)
         self._shadow: Policy | None = None
         if start.metric is not None:
@@ -145,9 +146,14 @@ class Learner:
     # What the gate asks.
 
     def look(self, tensor: np.ndarray) -> tuple[float | None, np.ndarray, np.ndarray]:
-        """Return (SKIP score or None, features float32 (F,), embedding uint8 (D,))."""
+        """Return (SKIP score or None, features float32 (F,), embedding uint8 (D,)).
+
+        Raises ValueError on a NaN.
+        """
         self._collect()
         score, features = self._start.features(tensor)
+        if not np.isfinite(features).all() or not (score is None or math.isfinite(score)):
+            raise ValueError("the filter's features are not numbers")
         if self._novelty.is_new(features):
             self.scene_changed(UNLIKE)
         return score, features, self.embed(features)
@@ -214,7 +220,8 @@ class Learner:
         else:
             self._grade(asked, value, wanted)
         self.memory.add(features, now_s, value, asked.probability, in_shadow)
-        self.policy.cache.insert(embedding, value, now_s) if self.embedding is not None else None
+        if self.embedding is not None:
+            self.policy.cache.insert(embedding, value, now_s)
         self._since_fit += 1
         self._fit_if_due()
         self._close_if_held()
@@ -253,11 +260,16 @@ class Learner:
     def scene_changed(self, why: str) -> None:
         """The whole scene changes: everything passes until the target holds in the new one."""
         if self._scene_passes < TRIAL:  # it always changes: that is what this stream is like
+            self._heeds_scenes = False
+        elif self._scene_passes >= MOST_SCENE_PASSES / 2:
+            self._heeds_scenes = True
+        if not self._heeds_scenes:
             return
         if self.opened_for in (None, LEARNING):
+            self._scene_passes -= TRIAL
             self._open(why, log_it=self.opened_for is None)
-            self._scene_open = True
         else:  # it goes on changing: what has passed since says nothing of what will be
+            self._scene_passes -= 1
             self._trial.clear()
 
     @property
@@ -380,7 +392,8 @@ class Learner:
                 float(probabilities[place]),
             )
         self._refresh_bounds()
-        self.opened_for = opened_for if metric is not None else LEARNING
+        knows = metric is not None or self._skip_most is not None
+        self.opened_for = opened_for if knows else LEARNING
         if metric is not None:
             self._adopt(metric)
 
@@ -469,7 +482,7 @@ class Learner:
             if self._good is not None and self._good is not self.metric:
                 self._adopt(self._good)
                 self.counts["rolled_back"] += 1
-            self._open("below the target", log_it=True)
+            self._open(MISSED, log_it=True)
 
     def _open_if_hunted(self, wrong: bool) -> None:
         """Open if answers are wrong as soon as they are reused at all. A random audit cannot see
@@ -481,7 +494,7 @@ class Learner:
             and sum(self._at_cap) >= HUNTED
         ):
             self._trial_length = min(max(self._trial_length, TRIAL) * 2, LONGEST_TRIAL)
-            self._open("answers change as soon as they are reused", log_it=True)
+            self._open(ANSWERS_TO_IT, log_it=True)
 
     # Open.
 
@@ -507,10 +520,12 @@ class Learner:
         if self.embedding is None:
             return
         self.control.restart()
-        cache = self.memory.cache(self.embedding, self._cache_age_s, shadow=True)
-        self._shadow = Policy(
-            self._knobs(), self._head(), cache, self._same, self._task.empty
-        )  # fmt: skip
+        self._shadow = self._make_policy(self.embedding, shadow=True)
+
+    def _make_policy(self, embedding: Embedding, shadow: bool = False) -> Policy:
+        """A policy over all that is remembered, or over the shadow's part of it."""
+        cache = self.memory.cache(embedding, self._cache_age_s, shadow)
+        return Policy(self._knobs(), self._head(), cache, self._same, self._task.empty)
 
     def _try_shadow(
         self, score: float | None, embedding: np.ndarray, now_s: float, value: Value
@@ -541,8 +556,8 @@ class Learner:
     def _close_if_held(self) -> None:
         if self.opened_for is None or self._shadow is None:
             return
-        fresh = self._fits_since_open > 0 or self._scene_open or self._worker.paused
-        if not fresh:
+        missed = self.opened_for in (MISSED, ANSWERS_TO_IT)
+        if missed and self._fits_since_open == 0 and not self._worker.paused:
             return
         need = self._trial_length
         if self.opened_for != LEARNING:
@@ -551,7 +566,6 @@ class Learner:
         if len(trial) < need or trial.count(False) > self.allowed * need:
             return
         self._note(f"closed after {self.opened_for}")
-        self._scene_open = False
         self.opened_for, self._shadow = None, None
         self.memory.all_in_shadow()
         self.recent = LiveAccuracy(self.settings.confidence)
@@ -569,7 +583,7 @@ class Learner:
             due = self.settings.warm_up
         elif self._surprised:
             due = max(SURPRISED, known // SURPRISED_SHARE)
-        if self._since_fit < due or len(self.memory) < 2:
+        if self._since_fit < due or known < 2 or not self._worker.ready:
             return
         sample, metric, random = self.memory.sample(), self.metric, self._random.spawn(1)[0]
         same = self._same
@@ -596,13 +610,7 @@ class Learner:
         """Go over to a metric: all that is remembered is embedded anew."""
         self.metric, self.version = metric, self.version + 1
         self.embedding = embedding_of(metric, self._spread())
-        policy = Policy(
-            self._knobs(),
-            self._head(),
-            self.memory.cache(self.embedding, self._cache_age_s),
-            self._same,
-            self._task.empty,
-        )
+        policy = self._make_policy(self.embedding)
         policy.follow(self.policy)
         self.policy = policy
         if self.opened_for is None:
@@ -610,13 +618,7 @@ class Learner:
         if self._shadow is None:
             self._start_shadow()
             return
-        shadow = Policy(
-            self._knobs(),
-            self._head(),
-            self.memory.cache(self.embedding, self._cache_age_s, shadow=True),
-            self._same,
-            self._task.empty,
-        )
+        shadow = self._make_policy(self.embedding, shadow=True)
         shadow.follow(self._shadow)
         self._shadow = shadow
 
@@ -656,8 +658,7 @@ class Learner:
     def _count(self) -> None:
         self.counts["inputs"] += 1
         self._since_closed += self.opened_for is None
-        passes = self._scene_passes + SCENE_PASSES - self._scene_open
-        self._scene_passes = min(max(passes, 0.0), MOST_SCENE_PASSES)
+        self._scene_passes = min(self._scene_passes + SCENE_PASSES, MOST_SCENE_PASSES)
         if self.opened_for is None and self._since_closed % HELD == 0:
             self._trial_length = TRIAL
             self.control.widen()

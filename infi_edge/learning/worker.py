@@ -24,6 +24,10 @@ class Worker(Protocol[T]):
     cpu_s: float
     paused: bool
 
+    @property
+    def ready(self) -> bool:
+        """Whether a job may run now."""
+
     def start(self, job: Job[T]) -> bool:
         """Begin a job; False if it may not run now."""
 
@@ -42,8 +46,12 @@ class AtOnce(Generic[T]):
         self.paused = False
         self._result: T | Exception | None = None
 
+    @property
+    def ready(self) -> bool:
+        return not self.paused
+
     def start(self, job: Job[T]) -> bool:
-        if self.paused:
+        if not self.ready:
             return False
         begun_s = time.thread_time()
         try:
@@ -81,10 +89,14 @@ class Background(Generic[T]):
         self._busy = self._closed = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def ready(self) -> bool:
+        allowed_s = FIRST_S + self._share * (time.monotonic() - self._begun_s)
+        return not (self._busy or self._closed or self.paused or self.cpu_s > allowed_s)
+
     def start(self, job: Job[T]) -> bool:
         with self._changed:
-            allowed_s = FIRST_S + self._share * (time.monotonic() - self._begun_s)
-            if self._busy or self._closed or self.paused or self.cpu_s > allowed_s:
+            if not self.ready:
                 return False
             self._job, self._busy = job, True
             if self._thread is None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infi_edge.learning.learner import LEARNING, Asked, Learner
+from infi_edge.learning.learner import LEARNING, MISSED, UNLIKE, Asked, Learner
 from infi_edge.learning.settings import LearnSettings
 from infi_edge.learning.start import Start, from_nothing
 from infi_edge.learning.worker import AtOnce, Background
@@ -324,7 +324,7 @@ class Never:
     """Fits nothing any more: what was learned must be steered, or opened."""
 
     cpu_s = 0.0
-    paused = False
+    paused = ready = False
 
     def start(self, job: object) -> bool:
         return False
@@ -843,3 +843,36 @@ def test_a_scene_that_always_changes_passes_one_input_in_ten() -> None:
         one.scene_changed("the scene changes")
         serve(one, features, value, 30 + i / 10, run)
     assert np.mean(run.filtered[1000:]) > 0.6
+
+
+def test_a_nan_in_the_features_is_refused_and_forgotten() -> None:
+    one = learner()
+    drive(one, static(100))
+    with pytest.raises(ValueError, match="not numbers"):
+        one.look(np.full((1, F), np.nan, np.float32))
+    drive(one, ((np.full(F, 0.9), 1) for _ in range(3)), at_s=11.0)
+    assert one.opened_for == UNLIKE  # the next change is noticed all the same
+
+
+def test_a_scene_that_always_changes_does_not_hold_a_gate_open_that_missed_its_target() -> None:
+    one = learner(audit=0.5, audit_settled=0.5)
+    drive(one, static(300))
+    score, cheap, _ = one.look(np.zeros((1, F), np.float32))
+    for i in range(10):
+        one.answered(score, cheap, 30 + i / 10, 9, Asked("audit", 0.05, 1, 0.01))
+    assert one.opened_for == MISSED
+    run = Run()
+    for i, (features, value) in enumerate(static(4000)):
+        one.scene_changed("the scene changes")
+        serve(one, features, value, 40 + i / 10, run)
+    assert np.mean(run.filtered[2000:]) > 0.3  # half of what could be filtered is audited
+
+
+def test_nothing_is_copied_for_a_fit_that_may_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = learner()
+    drive(one, static(100))
+    one.freeze(True)
+    copies: list[int] = []
+    monkeypatch.setattr(one.memory, "sample", lambda: copies.append(1))
+    drive(one, static(300), at_s=10.0)
+    assert copies == []
