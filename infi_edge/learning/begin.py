@@ -137,14 +137,10 @@ def state_facts(manifest: Manifest, source: str) -> dict[str, Any]:
         "workload": msgspec.to_builtins(manifest.workload),
         "source": source,
         "from_filter": None if blank else msgspec.to_builtins(manifest.filter),
-        "filter_hash": "" if blank else _digest(msgspec.to_builtins(manifest)),
+        "filter_hash": "" if blank else identity_of(msgspec.to_builtins(manifest)),
     }
 
 
-def identity_of(facts: dict[str, Any]) -> str:
-    """Return what tells states apart."""
-    return _digest(facts)
-
-
-def _digest(facts: object) -> str:
+def identity_of(facts: object) -> str:
+    """Return what tells facts (JSON) apart."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -39,26 +39,10 @@ def blank_bundle(modality: str, spec: Spec, workload: WorkloadInfo, target: floa
         kind="estimate",
     )
     nothing = ReuseSpec(distance=0.0, log_age=0.0, age=0.0, bias=0.0)
-    return _bundle(modality, spec, workload, None, nothing, everything, {})
+    return learned_bundle(modality, spec, workload, None, nothing, everything, {})
 
 
 def learned_bundle(
-    modality: str,
-    spec: Spec,
-    workload: WorkloadInfo,
-    embedding: Embedding,
-    reuse: ReuseSpec,
-    point: OperatingPoint,
-    trained_on: dict[str, str | int | float],
-) -> Bundle:
-    """Return a light filter of what was learned. reuse: of the embedding's uint8 distance.
-
-    point: the thresholds, and what was measured in service.
-    """
-    return _bundle(modality, spec, workload, embedding, reuse, point, trained_on)
-
-
-def _bundle(
     modality: str,
     spec: Spec,
     workload: WorkloadInfo,
@@ -67,6 +51,10 @@ def _bundle(
     point: OperatingPoint,
     trained_on: dict[str, str | int | float],
 ) -> Bundle:
+    """Return a light filter of what was learned; embedding None: of nothing.
+
+    reuse: of the embedding's uint8 distance. point: the thresholds, and what was measured.
+    """
     used, gains, offsets = np.zeros(1, np.int32), np.zeros(1, np.float32), np.zeros(1, np.float32)
     if embedding is not None:
         used, gains = embedding.used, embedding.gains

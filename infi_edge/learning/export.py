@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from infi_edge import __version__
 from infi_edge.bundle import Bundle, OperatingPoint, ReuseSpec, WorkloadInfo
@@ -15,7 +14,7 @@ from infi_edge.errors import BundleError
 from infi_edge.learning.bundle import learned_bundle
 from infi_edge.learning.inspect import control_of, filtered, live_accuracy, only_known
 from infi_edge.learning.learner import PREFER_LAST
-from infi_edge.learning.metric import Metric, embedding_of
+from infi_edge.learning.metric import embedding_of, saved_metric
 from infi_edge.learning.state import Saved
 from infi_edge.policy import Knobs
 from infi_edge.preprocess import Spec, parse_spec
@@ -44,10 +43,10 @@ def _export(path: Path, saved: Saved) -> Bundle:
             "go on using that bundle with --learn, or train it again"
         )
     features = arrays["features"]
-    if state["metric"] is None or len(features) < LEAST_INPUTS:
-        raise BundleError(f"{path} has learned nothing yet; let the gate run for a while longer")
     spec: Spec = parse_spec(facts["preprocess"], facts["modality"], str(path))
-    metric = _metric(state, arrays, spec.feature_count)
+    metric = saved_metric(state, arrays, spec.feature_count)
+    if metric is None or len(features) < LEAST_INPUTS:
+        raise BundleError(f"{path} has learned nothing yet; let the gate run for a while longer")
     if features.shape[1] != spec.feature_count:
         raise ValueError("features of another shape")
     control = control_of(state)
@@ -72,14 +71,6 @@ def _export(path: Path, saved: Saved) -> Bundle:
         _trained_on(facts, state),
     )
     return _with_origin(bundle, live_accuracy(state).confidence)
-
-
-def _metric(state: dict[str, Any], arrays: dict[str, np.ndarray], count: int) -> Metric:
-    weights = arrays["weights"]
-    log_age, age, bias = (float(number) for number in state["metric"])
-    if weights.shape != (count,) or not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError("impossible weights")
-    return Metric(weights.astype(np.float32), log_age, age, bias)
 
 
 def _point(state: dict[str, Any], knobs: Knobs) -> OperatingPoint:

@@ -23,7 +23,13 @@ from infi_edge.learning.audit import Bounded, ErrorAlarm, LiveAccuracy
 from infi_edge.learning.control import Control
 from infi_edge.learning.keeper import Keeper
 from infi_edge.learning.memory import Memory, is_learnable
-from infi_edge.learning.metric import Embedding, Metric, embedding_of, fit_metric
+from infi_edge.learning.metric import (
+    Embedding,
+    Metric,
+    embedding_of,
+    fit_metric,
+    saved_metric,
+)
 from infi_edge.learning.novelty import Novelty
 from infi_edge.learning.settings import LearnSettings
 from infi_edge.learning.start import Start
@@ -350,7 +356,7 @@ class Learner:
         numbers = (features, ages_s, probabilities)
         if not all(np.isfinite(n).all() for n in numbers) or (probabilities <= 0).any():
             raise ValueError("impossible numbers")
-        metric = _metric(state, arrays, self._start.feature_count)
+        metric = saved_metric(state, arrays, self._start.feature_count)
         control = Control(self.allowed)
         control.restore(state["control"])
         live, recent = (
@@ -665,18 +671,3 @@ class Learner:
 
     def _note(self, what: str) -> None:
         self.changes.append(Change(self.counts["inputs"], what))
-
-
-def _metric(state: dict[str, Any], arrays: dict[str, np.ndarray], count: int) -> Metric | None:
-    """The metric of a snapshot. Raises ValueError, KeyError or TypeError."""
-    if state["metric"] is None:
-        return None
-    weights = arrays["weights"]
-    log_age, age, bias = (float(n) for n in state["metric"])
-    if weights.shape != (count,) or weights.dtype != np.float32 or not (weights >= 0).all():
-        raise ValueError("impossible weights")
-    if not (log_age >= 0 and age >= 0 and np.isfinite([log_age, age, bias]).all()):
-        raise ValueError("impossible weights of age")
-    if not np.isfinite(weights).all():
-        raise ValueError("weights that are no numbers")
-    return Metric(weights, log_age, age, bias)

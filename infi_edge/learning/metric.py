@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -164,3 +165,23 @@ def _changed(
         if k % PAIRS_AT_ONCE == 0:
             pause()
     return y
+
+
+def saved_metric(
+    state: Mapping[str, Any], arrays: Mapping[str, np.ndarray], count: int
+) -> Metric | None:
+    """The metric of a `Learner.snapshot`, None before the first fit.
+
+    count: features of an input. Raises ValueError, KeyError or TypeError on nonsense.
+    """
+    if state["metric"] is None:
+        return None
+    weights = arrays["weights"]
+    log_age, age, bias = (float(n) for n in state["metric"])
+    if weights.shape != (count,) or weights.dtype != np.float32 or not (weights >= 0).all():
+        raise ValueError("impossible weights")
+    if not (log_age >= 0 and age >= 0 and np.isfinite([log_age, age, bias]).all()):
+        raise ValueError("impossible weights of age")
+    if not np.isfinite(weights).all():
+        raise ValueError("weights that are no numbers")
+    return Metric(weights, log_age, age, bias)
